@@ -1,0 +1,40 @@
+"""The operator's own `attach` as the origin of identity, read from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from uuid import UUID
+
+from shim.errors import StoreError
+
+Attachments = Mapping[tuple[str, str], UUID]
+"""(namespace, tap) → instance; the namespace is empty for the agent's own."""
+
+
+class Operator:
+    """Asks `read` for the attachments; while the store is unwell the last ones hold."""
+
+    name = "operator"
+
+    def __init__(self, read: Callable[[], Attachments]) -> None:
+        self._read = read
+        self._known: Attachments = {}
+        self._error: StoreError | None = None
+
+    def instance_of(self, netns: str, tap: str, alias: str | None) -> UUID | None:
+        """The instance that an operator attached."""
+        return self._known.get((netns, tap))
+
+    def health(self) -> str | None:
+        """The store's error, or None."""
+        return str(self._error) if self._error else None
+
+    def refresh(self) -> bool:
+        """Read the attachments again."""
+        try:
+            now = dict(self._read())
+        except StoreError as error:
+            self._error = error
+            return False
+        self._error, before, self._known = None, self._known, now
+        return now != before
