@@ -1,0 +1,174 @@
+"""One network namespace: make it, move into it, run things in it, end what runs in it, remove it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute, netns
+
+RUN_NETNS = Path("/run/netns")
+CLONE_NEWNET = 0x40000000
+STOP_SECONDS = 3.0
+
+T = TypeVar("T")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET) < 0:
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+class Netlink:
+    """pyroute2's IPRoute in a namespace, usable from any thread and within a running event loop.
+
+    Its calls drive an event loop, so they are made on one thread of their own. Dumps come as tuples.
+    """
+
+    _thread = ThreadPoolExecutor(1, thread_name_prefix="lab-netlink")
+
+    def __init__(self, namespace: str) -> None:
+        self._route = self._thread.submit(IPRoute, netns=namespace, flags=0).result()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            answer = getattr(self._route, name)(*args, **kwargs)
+            return tuple(answer) if isinstance(answer, Iterator) else answer
+
+        return lambda *args, **kwargs: self._thread.submit(call, *args, **kwargs).result()
+
+
+class Namespace:
+    """A named network namespace, visible to `ip netns`. Its loopback is up, and IPv6 does no DAD in it.
+
+    `ip` is a netlink handle inside it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = RUN_NETNS / name
+        self._processes: list[subprocess.Popen[Any]] = []
+        netns.create(name)
+        try:
+            self.ip = Netlink(name)
+            self.sysctl("net.ipv6.conf.default.accept_dad", 0)
+            self.sysctl("net.ipv6.conf.all.accept_dad", 0)
+            self.ip.link("set", index=1, state="up")
+        except BaseException:
+            netns.remove(name)
+            raise
+
+    def index(self, ifname: str) -> int:
+        """The ifindex of a link in here. LookupError if there is none of that name."""
+        found = self.ip.link_lookup(ifname=ifname)
+        if not found:
+            raise LookupError(f"no link {ifname} in namespace {self.name}")
+        return int(found[0])
+
+    def links(self) -> set[str]:
+        """The names of all links in here, `lo` among them."""
+        return {link.get_attr("IFLA_IFNAME") for link in self.ip.get_links()}
+
+    @contextlib.contextmanager
+    def enter(self) -> Iterator[None]:
+        """Move the calling thread in, and back at the end: sockets opened meanwhile stay in here."""
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            there = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _setns(there)
+            finally:
+                os.close(there)
+            try:
+                yield
+            finally:
+                _setns(home)
+        finally:
+            os.close(home)
+
+    def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """`function(*args, **kwargs)`, called in here by this thread."""
+        with self.enter():
+            return function(*args, **kwargs)
+
+    def sysctl(self, key: str, value: object) -> None:
+        """Set `net.ipv4.tcp_tw_reuse` and its like in here (for interfaces without dots in their names)."""
+        with self.enter():
+            Path("/proc/sys", *key.split(".")).write_text(str(value))
+
+    def argv(self, argv: Sequence[str]) -> list[str]:
+        """`argv`, to be run in here.
+
+        nsenter and not `ip netns exec`: that one makes a mount namespace with a /sys of its own, which hides
+        bpffs.
+        """
+        return ["nsenter", f"--net={self.path}", "--", *argv]
+
+    def run(
+        self, argv: Sequence[str], *, timeout: float = 30, check: bool = True, **kwargs: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end and capture what it writes, which the RuntimeError tells if it fails."""
+        kwargs = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL} | kwargs
+        done = subprocess.run(self.argv(argv), timeout=timeout, check=False, **kwargs)
+        if check and done.returncode:
+            raise RuntimeError(f"{list(argv)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def popen(self, argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[Any]:
+        """Start a process in a session of its own (no Ctrl-C reaches it), to be ended with the namespace."""
+        kwargs = {"stdin": subprocess.DEVNULL, "start_new_session": True} | kwargs
+        process = subprocess.Popen(self.argv(argv), **kwargs)
+        self._processes.append(process)
+        return process
+
+    def pids(self) -> list[int]:
+        """The processes in here, whoever started them, but this one."""
+        inode = self.path.stat().st_ino
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if (entry / "ns/net").stat().st_ino == inode:
+                        found.append(int(entry.name))
+        return found
+
+    def stop(self) -> None:
+        """End every process in here and every one started through here: SIGTERM, then SIGKILL."""
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            for pid in self._alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, sign)
+            if self._wait_all_gone():
+                break
+        for process in self._processes:
+            process.wait()
+        self._processes.clear()
+
+    def _alive(self) -> set[int]:
+        started = {process.pid for process in self._processes if process.poll() is None}
+        return started | set(self.pids())
+
+    def _wait_all_gone(self) -> bool:
+        end = time.monotonic() + STOP_SECONDS
+        while alive := self._alive():
+            if time.monotonic() > end:
+                return not alive
+            time.sleep(0.01)
+        return True
+
+    def close(self) -> None:
+        """End what runs in here and remove the namespace, with every link in it. May be called twice."""
+        if self.path.exists():
+            self.stop()
+            self.ip.close()
+            netns.remove(self.name)
