@@ -23,7 +23,7 @@ _SYSLOG = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (log
 class LineFormatter(logging.Formatter):
     """Escapes control characters in the message; a traceback follows on lines of its own."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the name is logging's
+    def formatMessage(self, record: logging.LogRecord) -> str:
         """The record's one line."""
         return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", super().formatMessage(record))
 
@@ -38,7 +38,7 @@ class JournalFormatter(LineFormatter):
 
 
 def setup(level: str, stream: TextIO | None = None) -> None:
-    """Send all logging of `level` (debug, info, warning, error) and above to `stream` (None: standard error)."""
+    """Send all logging at or above `level` (one of log.level's) to `stream`; None: standard error."""
     target = stream or sys.stderr
     handler = logging.StreamHandler(target)
     journal = to_journal(target, os.environ.get("JOURNAL_STREAM", ""))

@@ -7,7 +7,7 @@ TAP_NAME_MAX = 15  # IFNAMSIZ, its NUL aside
 
 
 def parse_tap(text: str) -> str:
-    """The name of an interface, unchanged. Raises ValueError for what dev_valid_name() (net/core/dev.c) refuses."""
+    """The name of an interface, unchanged. Raises ValueError where the kernel's dev_valid_name() says no."""
     bad = any(c in "/:\0" or c.isspace() for c in text)
     if not text or text in (".", "..") or bad or _size(text) > TAP_NAME_MAX:
         raise ValueError(f"{text!r} is not the name of an interface: 1 to 15 bytes without space, / or :")
@@ -15,7 +15,7 @@ def parse_tap(text: str) -> str:
 
 
 def parse_netns(text: str) -> str:
-    """The name of a namespace as `ip netns` lists it, unchanged; empty is the agent's own. Raises ValueError."""
+    """A namespace as `ip netns` lists it, unchanged; empty is the agent's own. Raises ValueError."""
     bad = any(c == "/" or ord(c) < 32 for c in text)
     if text in (".", "..") or bad or _size(text) > NETNS_NAME_MAX:
         raise ValueError(f"{text!r} is not the name of a network namespace: see `ip netns list`")

@@ -1,4 +1,4 @@
-"""The link's alias as the origin of identity: `ip link set tap1 alias metashim:<uuid>`. PURE.
+"""The link's alias as the origin of identity: `ip link set tap1 alias metashim:<uuid>`.
 
 Others use aliases too, so the mark may be one of several words; two different marks are none.
 """
@@ -13,7 +13,7 @@ MARK = "metashim:"
 
 
 class Alias:
-    """Knows nothing but what the kernel reports of the link (IFLA_IFALIAS), so there is nothing to refresh."""
+    """Knows only what the kernel reports of the link (IFLA_IFALIAS), so there is nothing to refresh."""
 
     name = "alias"
 

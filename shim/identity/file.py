@@ -60,6 +60,7 @@ class StaticFile:
         try:
             before = _stamp(self._path.stat())
             if before == self._stamp:
+                self._error = None
                 return False
             now = parse(self._path.read_bytes())
         except FileNotFoundError:

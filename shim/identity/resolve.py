@@ -16,7 +16,7 @@ class Source(Protocol):
         """What the configuration calls it."""
 
     def instance_of(self, netns: str, tap: str, alias: str | None) -> UUID | None:
-        """The instance behind a tap, as of the last refresh; None when this source does not know. Never raises."""
+        """The instance behind a tap as of the last refresh, None when not known here. Never raises."""
 
     def health(self) -> str | None:
         """What is wrong with this source and what to do, or None when it is well."""
@@ -56,7 +56,8 @@ class Resolver:
 
     def refresh(self) -> bool:
         """Refresh every source; True when any may answer otherwise than before."""
-        return any([source.refresh() for source in self._sources])
+        changed = [source.refresh() for source in self._sources]
+        return any(changed)
 
     def health(self) -> dict[str, str]:
         """What is wrong, by source; empty when all are well."""
