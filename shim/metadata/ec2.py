@@ -1,0 +1,165 @@
+"""The EC2 face: the instance metadata tree as Amazon's and Nova's services show it. PURE.
+
+What is not known of an instance is not there at all, and no listing names it: cloud-init crawls the whole
+tree and gives everything up at the first listed name that it cannot get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date
+from uuid import UUID
+
+import msgspec
+
+from shim.metadata.document import Document
+from shim.metadata.network import Network
+from shim.metadata.tree import BINARY, Directory, Leaf, Node, text
+
+VERSIONS = (
+    "1.0",
+    "2007-01-19",
+    "2007-03-01",
+    "2007-08-29",
+    "2007-10-10",
+    "2007-12-15",
+    "2008-02-01",
+    "2008-09-01",
+    "2009-04-04",
+    "2016-09-02",
+    "2018-09-24",
+    "2020-11-01",
+    "2021-01-03",
+    "2021-03-23",
+)
+"""What `/` lists: Nova's versions, then those that clients of today ask for. Any later date is served too."""
+
+LATEST = "latest"  # sorts after every date, and so has every key
+
+Fact = Callable[[UUID, Document], str | None]
+
+
+def find(instance: UUID, document: Document, segments: tuple[str, ...]) -> Node | None:
+    """The node at `/` + segments; None for an unknown path or version."""
+    if not segments:
+        return text("\n".join((*VERSIONS, LATEST)))
+    if not served(segments[0]):
+        return None
+    return version_tree(instance, document, segments[0]).find(segments[1:])
+
+
+def served(version: str) -> bool:
+    """Whether this names a version: a listed one, `latest`, or any date since the first."""
+    if version in VERSIONS or version == LATEST:
+        return True
+    return _is_date(version) and version > VERSIONS[1]
+
+
+def _is_date(version: str) -> bool:
+    # fromisoformat also takes 20210323 and 2021-W12-2, which are no versions.
+    try:
+        return date.fromisoformat(version).isoformat() == version
+    except ValueError:
+        return False
+
+
+def version_tree(instance: UUID, document: Document, version: str) -> Directory:
+    """All that one version serves: keys that were added to EC2 later are left out."""
+    tree = Directory({"meta-data": _meta_data(instance, document, version)})
+    if document.user_bytes is not None:
+        tree.plant("user-data", Leaf(document.user_bytes, BINARY))
+    if version >= "2009-04-04":
+        tree.plant("dynamic/instance-identity/document", _identity(instance, document))
+    return tree
+
+
+def _meta_data(instance: UUID, document: Document, version: str) -> Directory:
+    tree = Directory()
+    for since, path, fact in _FACTS:
+        value = fact(instance, document) if version >= since else None
+        if value is not None:
+            tree.plant(path, text(value))
+    if document.public_keys:
+        tree.plant("public-keys", _public_keys(document.public_keys))
+    if document.tags and document.tags_in_metadata and version >= "2021-03-23":
+        tree.plant("tags/instance", Directory({key: text(value) for key, value in document.tags.items()}))
+    if version >= "2011-01-01":
+        for number, network in enumerate(_interfaces(document)):
+            place = f"network/interfaces/macs/{network.link_mac}"
+            tree.plant(place, _interface(number, network, document, version))
+    return tree
+
+
+def _public_keys(keys: dict[str, str]) -> Directory:
+    """`0=name` is listed for the directory `0`, which holds `openssh-key`."""
+    tree = Directory()
+    for number, (name, key) in enumerate(keys.items()):
+        tree.plant(str(number), Directory({"openssh-key": text(key.strip())}, label=f"{number}={name}"))
+    return tree
+
+
+def _interfaces(document: Document) -> list[Network]:
+    """EC2 knows interfaces but not VLANs upon them."""
+    return [network for network in document.networks if network.vlan is None]
+
+
+def _interface(number: int, network: Network, document: Document, version: str) -> Directory:
+    facts: dict[str, str | None] = {
+        "device-number": str(number),
+        "mac": network.link_mac,
+        "local-hostname": document.full_host,
+        "owner-id": document.project_id,
+    }
+    if v4 := network.interfaces(4):
+        facts["local-ipv4s"] = "\n".join(str(one.ip) for one in v4)
+        facts["subnet-ipv4-cidr-block"] = str(v4[0].network)
+    if (v6 := network.interfaces(6)) and version >= "2016-06-30":
+        facts["ipv6s"] = "\n".join(str(one.ip) for one in v6)
+        facts["subnet-ipv6-cidr-blocks"] = "\n".join(dict.fromkeys(str(one.network) for one in v6))
+    return Directory({name: text(value) for name, value in facts.items() if value is not None})
+
+
+def _first_address(document: Document, version: int) -> str | None:
+    found = (one for network in document.networks for one in network.interfaces(version))
+    return next((str(one.ip) for one in found), None)
+
+
+def _identity(instance: UUID, document: Document) -> Leaf:
+    """The instance identity document, unsigned; what is unknown is null, as Amazon writes it."""
+    facts = {
+        "accountId": document.project_id,
+        "architecture": None,
+        "availabilityZone": document.availability_zone,
+        "billingProducts": None,
+        "devpayProductCodes": None,
+        "imageId": document.image_id,
+        "instanceId": str(instance),
+        "instanceType": document.instance_type,
+        "kernelId": None,
+        "pendingTime": None,
+        "privateIp": _first_address(document, 4),
+        "ramdiskId": None,
+        "region": document.region,
+        "version": "2017-09-30",
+    }
+    return Leaf(msgspec.json.format(msgspec.json.encode(facts), indent=2))
+
+
+_FACTS: tuple[tuple[str, str, Fact], ...] = (
+    # The version that brought a key, its path, its value (None: not known, so not there).
+    ("1.0", "ami-id", lambda _, d: d.image_id),
+    ("1.0", "ami-launch-index", lambda _, d: str(d.launch_index)),
+    ("1.0", "hostname", lambda _, d: d.full_host),
+    ("1.0", "instance-id", lambda i, _: str(i)),
+    ("1.0", "local-ipv4", lambda _, d: _first_address(d, 4)),
+    # EC2 numbers a launch, which may have started several instances; here each is its own.
+    ("1.0", "reservation-id", lambda i, _: f"r-{i.hex[:8]}"),
+    ("2007-01-19", "local-hostname", lambda _, d: d.full_host),
+    ("2007-01-19", "public-hostname", lambda _, d: d.full_host),
+    ("2007-08-29", "instance-type", lambda _, d: d.instance_type),
+    ("2008-02-01", "placement/availability-zone", lambda _, d: d.availability_zone),
+    ("2008-09-01", "instance-action", lambda _i, _d: "none"),
+    ("2011-01-01", "mac", lambda _, d: next((one.link_mac for one in _interfaces(d)), None)),
+    ("2020-08-24", "placement/region", lambda _, d: d.region),
+    ("2021-01-03", "ipv6", lambda _, d: _first_address(d, 6)),
+)
