@@ -1,0 +1,165 @@
+"""The operators' end of the control API: synchronous, over the agent's Unix socket.
+
+Raises what the agent's answer says (InputError, NotFoundError, ConflictError, KernelError, StoreError),
+or UnreachableError when there is no answer.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+from uuid import UUID
+
+import msgspec
+
+from shim.control import shapes
+from shim.core.policy import Access, Family
+from shim.errors import (
+    ConflictError,
+    InputError,
+    KernelError,
+    MetashimError,
+    NotFoundError,
+    StoreError,
+    UnreachableError,
+)
+
+T = TypeVar("T")
+
+_FAMILIES: dict[int, type[MetashimError]] = {
+    400: InputError,
+    404: NotFoundError,
+    409: ConflictError,
+    413: InputError,
+    500: KernelError,
+    503: StoreError,
+}
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("metashim", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Client:
+    """One connection per request to the agent that listens on `path`; `timeout` in seconds."""
+
+    def __init__(self, path: Path, timeout: float = 30.0) -> None:
+        self._path = path
+        self._timeout = timeout
+
+    def status(self) -> shapes.StatusView:
+        """How the agent, the datapath and the proxy are."""
+        return self._get("/v1/status", shapes.StatusView)
+
+    def ports(self) -> list[shapes.PortView]:
+        """Every guarded tap."""
+        return self._get("/v1/ports", shapes.PortsView).ports
+
+    def instances(self) -> list[shapes.InstanceSummary]:
+        """Every known instance."""
+        return self._get("/v1/instances", shapes.InstancesView).instances
+
+    def instance(self, instance: UUID) -> shapes.InstanceView:
+        """One instance with its ports and document."""
+        return self._get(f"/v1/instances/{instance}", shapes.InstanceView)
+
+    def put_document(self, instance: UUID, raw: bytes) -> int:
+        """Replace an instance's document (JSON); its new revision."""
+        return self._call("PUT", f"/v1/instances/{instance}", raw, shapes.RevisionView).revision
+
+    def set_policy(
+        self, instance: UUID, access: Access | None, families: Iterable[Family], hop_limit: int | None = None
+    ) -> shapes.PolicyView:
+        """Change access over `families`, the hop limit, or both; returns when the kernel enforces it."""
+        change: dict[str, Any] = {}
+        if access is not None:
+            change = {"access": access, "families": sorted(f.value for f in families)}
+        if hop_limit is not None:
+            change["hop_limit"] = hop_limit
+        return self._call(
+            "PUT", f"/v1/instances/{instance}/policy", msgspec.json.encode(change), shapes.PolicyView
+        )
+
+    def attach(self, tap: str, instance: UUID, netns: str = "") -> None:
+        """Say by hand that a tap is an instance's."""
+        view = shapes.AttachmentView(tap, instance, netns)
+        self._send("POST", "/v1/attachments", msgspec.json.encode(view))
+
+    def detach(self, tap: str, netns: str = "") -> None:
+        """Take that back."""
+        self._send("DELETE", f"/v1/attachments/{quote(tap, safe='')}{_query(netns=netns)}")
+
+    def counters(
+        self, instance: UUID | None = None, tap: str | None = None, netns: str = ""
+    ) -> list[shapes.CounterView]:
+        """The counters of all ports, of one instance's, or of one tap."""
+        where = _query(instance=instance, tap=tap, netns=netns if tap is not None else "")
+        return self._get(f"/v1/counters{where}", shapes.CountersView).ports
+
+    def events(self, after: int = 0, wait: int = 0) -> shapes.EventsView:
+        """Events after a sequence number; waits up to `wait` seconds (at most 30) for one."""
+        return self._get(f"/v1/events{_query(after=after, wait=wait)}", shapes.EventsView, wait)
+
+    def _get(self, path: str, shape: type[T], wait: float = 0.0) -> T:
+        return self._call("GET", path, None, shape, wait)
+
+    def _call(self, method: str, path: str, body: bytes | None, shape: type[T], wait: float = 0.0) -> T:
+        raw = self._send(method, path, body, wait)
+        try:
+            return msgspec.json.decode(raw, type=shape)
+        except msgspec.MsgspecError as error:
+            raise UnreachableError(
+                f"the answer on {self._path} is not understood: {error}",
+                "the agent may be of another version: restart it after an upgrade",
+            ) from None
+
+    def _send(self, method: str, path: str, body: bytes | None = None, wait: float = 0.0) -> bytes:
+        connection = _UnixConnection(self._path, self._timeout + wait)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            raw = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(self._path, error) from None
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            raise _problem(answer.status, raw)
+        return raw
+
+
+def _query(**parameters: object) -> str:
+    given = {key: str(value) for key, value in parameters.items() if value not in (None, "")}
+    return f"?{urlencode(given)}" if given else ""
+
+
+def _problem(status: int, raw: bytes) -> MetashimError:
+    try:
+        problem = msgspec.json.decode(raw, type=shapes.Problem)
+    except msgspec.MsgspecError:  # not from the API but from the server around it: overload, a fault
+        return UnreachableError(f"the agent answered with status {status}", "see its log; try again")
+    return _FAMILIES.get(status, MetashimError)(problem.error, problem.hint)
+
+
+def _unreachable(path: Path, error: Exception) -> UnreachableError:
+    if isinstance(error, PermissionError):
+        return UnreachableError(f"no permission for {path}", "run as root, or join the group of control.group")
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return UnreachableError(
+            f"no agent answers on {path}",
+            "is it running? `systemctl status metashim`, or start it with `metashim agent`",
+        )
+    if isinstance(error, TimeoutError):
+        return UnreachableError(f"the agent on {path} did not answer in time", "see its log")
+    return UnreachableError(f"the agent on {path} broke off: {error or type(error).__name__}", "see its log")

@@ -1,0 +1,90 @@
+"""Operators' input, checked: each function returns the value or raises InputError, saying what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import unquote
+from uuid import UUID
+
+import msgspec
+
+from shim.core.instance import parse_instance
+from shim.core.names import parse_netns, parse_tap
+from shim.errors import InputError
+
+T = TypeVar("T")
+
+
+def decode(text: str) -> str:
+    """A part of the address (bytes as latin-1), percent-decoded to UTF-8."""
+    try:
+        return unquote(text.encode("latin-1"), errors="strict")
+    except UnicodeDecodeError:
+        raise InputError("the address is not UTF-8", "percent-encode names as UTF-8") from None
+
+
+def query(raw: bytes, allowed: tuple[str, ...]) -> dict[str, str]:
+    """The parameters after the address's `?`, each at most once and one of `allowed`."""
+    found: dict[str, str] = {}
+    for pair in filter(None, raw.decode("latin-1").split("&")):
+        key, _, value = (decode(text) for text in pair.partition("="))
+        if key not in allowed:
+            raise InputError(f"unknown parameter {key!r}", _near(key, allowed) or "this resource takes none")
+        if key in found:
+            raise InputError(f"{key} is there twice", "give it once")
+        found[key] = value
+    return found
+
+
+def number(parameters: dict[str, str], key: str) -> int:
+    """A parameter that counts something; 0 when it is absent."""
+    text = parameters.get(key, "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise InputError(f"{key}={text!r} is not a number", "write digits only, as in ?after=17&wait=10")
+    return int(text)
+
+
+def body(raw: bytes, shape: type[T]) -> T:
+    """The JSON of a request's body as one of the API's structs."""
+    try:
+        return msgspec.json.decode(raw, type=shape)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InputError(f"the body: {_plain(error)}", _members(shape)) from None
+
+
+def _plain(error: Exception) -> str:
+    what = str(error).replace("`", "")
+    return what[:1].lower() + what[1:] if what.startswith(("Expected", "Invalid", "Object")) else what
+
+
+def _members(shape: Any) -> str:
+    return "it is a JSON object of " + ", ".join(f'"{name}"' for name in shape.__struct_fields__)
+
+
+def _near(word: str, allowed: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, allowed, n=1)
+    return f"did you mean {near[0]}?" if near else ", ".join(allowed) and f"it takes {', '.join(allowed)}"
+
+
+def instance(text: str) -> UUID:
+    """An instance's uuid."""
+    return _checked(parse_instance, text, "`metashim list` shows those that are known")
+
+
+def tap(text: str) -> str:
+    """The name of a tap."""
+    return _checked(parse_tap, text, "`ip link` shows the interfaces")
+
+
+def netns(text: str) -> str:
+    """The name of a network namespace, empty for the agent's own."""
+    return _checked(parse_netns, text, "leave it empty for the agent's own namespace")
+
+
+def _checked(parse: Callable[[str], T], text: str, hint: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise InputError(str(error), hint) from None

@@ -1,0 +1,167 @@
+"""The JSON of the control API, shared by its two ends. Namespaces are by name, empty for the agent's own.
+
+Access is `open`, `reset`, `drop` or `403`; times are Unix seconds. Members may be added, never renamed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+
+class PolicyView(msgspec.Struct, frozen=True):
+    """The policy in force for an instance. `own`: an operator set it; else it is the configured default."""
+
+    v4: str
+    v6: str
+    hop_limit: int
+    own: bool
+
+
+class PortView(msgspec.Struct, frozen=True):
+    """One guarded tap. `instance` is None where no source knows one: such a port is refused.
+
+    `source` says who named the instance, `conflict` who disagrees. `state` is one of serving, refused
+    (by policy), no-identity, and failed (`error` says why; nothing passes).
+    """
+
+    tap: str
+    netns: str
+    ifindex: int
+    slot: int | None
+    generation: int
+    instance: UUID | None
+    source: str
+    state: str
+    v4: str
+    v6: str
+    conflict: str = ""
+    error: str = ""
+
+
+class PortsView(msgspec.Struct, frozen=True):
+    """GET /v1/ports."""
+
+    ports: list[PortView]
+
+
+class InstanceSummary(msgspec.Struct, frozen=True):
+    """An instance with a port, a document or an own policy. `revision` is 0 without a document."""
+
+    instance: UUID
+    policy: PolicyView
+    taps: list[str]
+    revision: int = 0
+
+
+class InstancesView(msgspec.Struct, frozen=True):
+    """GET /v1/instances."""
+
+    instances: list[InstanceSummary]
+
+
+class InstanceView(msgspec.Struct, frozen=True):
+    """GET /v1/instances/<uuid>. `document` is what an operator wrote, None (revision 0) when there is none."""
+
+    instance: UUID
+    policy: PolicyView
+    ports: list[PortView]
+    revision: int = 0
+    document: dict[str, Any] | None = None
+
+
+class RevisionView(msgspec.Struct, frozen=True):
+    """The answer to a document that was put."""
+
+    instance: UUID
+    revision: int
+
+
+class AttachmentView(msgspec.Struct, frozen=True):
+    """One tap that an operator attached to an instance."""
+
+    tap: str
+    instance: UUID
+    netns: str = ""
+
+
+class AttachmentsView(msgspec.Struct, frozen=True):
+    """GET /v1/attachments."""
+
+    attachments: list[AttachmentView]
+
+
+class CounterView(msgspec.Struct, frozen=True):
+    """Packets of one port by the label of their verdict; zeros are left out."""
+
+    tap: str
+    netns: str
+    instance: UUID | None
+    counters: dict[str, int]
+
+
+class CountersView(msgspec.Struct, frozen=True):
+    """GET /v1/counters."""
+
+    ports: list[CounterView]
+
+
+class EventView(msgspec.Struct, frozen=True):
+    """Something that happened. `kind` is refusal (`reason`: a verdict's label), port, policy, proxy or agent."""
+
+    seq: int
+    time: float
+    kind: str
+    text: str
+    tap: str = ""
+    netns: str = ""
+    instance: UUID | None = None
+    reason: str = ""
+
+
+class EventsView(msgspec.Struct, frozen=True):
+    """GET /v1/events: oldest first. Ask again with after=`next`; `missed` were gone before."""
+
+    events: list[EventView]
+    next: int
+    missed: int = 0
+
+
+class Ailment(msgspec.Struct, frozen=True):
+    """One thing that is not well: which part, what, and what to do."""
+
+    part: str
+    what: str
+    hint: str = ""
+
+
+class WorkerView(msgspec.Struct, frozen=True):
+    """One worker of the proxy. `pid` is 0 while it is down."""
+
+    pid: int
+    connections: int
+    restarts: int
+
+
+class StatusView(msgspec.Struct, frozen=True):
+    """GET /v1/status. `ailments` is empty when all is well; `states` counts ports by their state."""
+
+    version: str
+    pid: int
+    uptime_seconds: float
+    datapath: str
+    service_addresses: list[str]
+    service_ports: list[int]
+    instances: int
+    states: dict[str, int]
+    workers: list[WorkerView]
+    ailments: list[Ailment]
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Every answer of status 400 and above: what happened, and what to do."""
+
+    error: str
+    hint: str = ""
