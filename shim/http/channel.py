@@ -1,0 +1,257 @@
+"""One connection of a server: an asyncio protocol around `parse` and `serialize`.
+
+Theory of operation. A channel does one thing at a time: it reads, or one request is being answered,
+or the peer has to take what was written, or it is ending. A handler's response that is at hand is
+written at once, within the call that brought the request. While a request is answered elsewhere the
+channel goes on listening, to learn that the peer has gone, and stops after READ_AHEAD bytes. Times are
+kept as one deadline per channel, which the server looks at in its sweep: no timer is made per request.
+
+    READING ──request──▶ ANSWERING ──response──▶ READING, or BLOCKED while the peer does not read
+       any ──last response──▶ LINGERING or CLOSING ──▶ GONE
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Awaitable, Hashable
+from enum import Enum
+from math import inf
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from shim.core.exchange import Response
+from shim.http.parse import Connection, Event, Malformed, Phase, Received
+from shim.http.serialize import CONTINUE, error_response, render
+
+if TYPE_CHECKING:
+    from shim.http.server import Server
+
+C = TypeVar("C", bound=Hashable)
+
+READ_AHEAD = 16_384
+# Requests that one peer gets answered before the others have their turn.
+TURN = 16
+# How long what a refused peer still sends is taken off its hands. Closing at once would send a reset,
+# and a reset makes the peer's kernel throw away the response that was to tell it why (RFC 9112, 9.6).
+LINGER_SECONDS = 2.0
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class State(Enum):
+    """What a channel is doing."""
+
+    READING = "waits for the peer's bytes, or for its turn"
+    ANSWERING = "waits for a handler's response"
+    BLOCKED = "waits for the peer to read"
+    LINGERING = "said its last, and takes what the peer still sends"
+    CLOSING = "said its last, and waits for it to be sent"
+    GONE = "closed"
+
+
+class Channel(asyncio.Protocol, Generic[C]):
+    """See above. `caller` and `key` are set by the server's welcome, before a byte is read."""
+
+    __slots__ = (
+        "_parser",
+        "_phase",
+        "_server",
+        "_state",
+        "_task",
+        "_transport",
+        "_write_full",
+        "caller",
+        "deadline",
+        "key",
+    )
+
+    caller: C
+    key: Hashable
+    _transport: asyncio.Transport
+
+    def __init__(self, server: Server[C]) -> None:
+        self._server = server
+        self._parser = Connection(server.heads)
+        # What the deadline is for; None when a request has come since it was set.
+        self._phase: Phase | None = Phase.IDLE
+        self._state = State.READING
+        self._task: asyncio.Task[None] | None = None
+        self._write_full = False
+        self.deadline = inf
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.deadline = self._server.clock() + self._server.limits.head_seconds
+        self._server.welcome(self, self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._state in (State.LINGERING, State.CLOSING, State.GONE):
+            return
+        self._parser.feed(data)
+        if self._state is State.READING:
+            self._go_on()
+        elif self._parser.buffered > READ_AHEAD:
+            self._transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """The peer is done: so are we, once what was written is sent. An answer under way is given up."""
+        self._stop_answering()
+        self._end(State.CLOSING, self._server.limits.drain_seconds)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(State.GONE, inf)
+        self._stop_answering()
+        self._server.forget(self)
+
+    def pause_writing(self) -> None:
+        self._write_full = True
+
+    def resume_writing(self) -> None:
+        self._write_full = False
+        if self._state is State.BLOCKED:
+            self._go_on()
+
+    # What the server calls.
+
+    def refuse(self, status: int, reason: str) -> None:
+        """Answer without asking the handler, and end."""
+        answer = error_response(status, reason)
+        self._transport.write(render(answer, head=False, keep_alive=False, http10=False))
+        self._linger()
+
+    def reset(self) -> None:
+        """End at once; the peer's kernel is told so with a TCP RST, and nothing more is sent."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._stop_answering()
+        self._end(State.CLOSING, inf)
+        self._transport.abort()
+
+    def wind_down(self) -> None:
+        """End now if no request is begun, else after its response."""
+        if self._state is State.READING and self._parser.phase is Phase.IDLE:
+            self._close()
+
+    def time_out(self) -> None:
+        """The deadline has passed."""
+        if self._state is not State.READING:
+            self._server.stats.cut_off += 1
+            self.reset()
+        elif self._parser.phase is Phase.IDLE:
+            self._close()
+        else:
+            self._server.stats.timed_out += 1
+            self.refuse(408, "request not complete in time")
+
+    # From bytes to an answer.
+
+    def _go_on(self) -> None:
+        self._state = State.READING
+        for _ in range(TURN):
+            event = self._parser.next_event()
+            if event is None:
+                self._await_more()
+                return
+            self._meet(event)
+            if self._state is not State.READING:
+                return
+        self._transport.pause_reading()
+        self.deadline = inf
+        self._server.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        if self._state is State.READING:
+            self._go_on()
+
+    def _await_more(self) -> None:
+        phase = self._parser.phase
+        if self._server.draining and phase is Phase.IDLE:
+            self._close()
+            return
+        if phase is not self._phase:
+            self._phase = phase
+            self.deadline = self._server.clock() + self._server.patience[phase]
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    def _meet(self, event: Event) -> None:
+        if isinstance(event, Received):
+            self._answer(event)
+        elif isinstance(event, Malformed):
+            self._server.stats.malformed += 1
+            self.refuse(event.status, event.reason)
+        else:
+            self._transport.write(CONTINUE)
+
+    def _answer(self, asked: Received) -> None:
+        self._server.stats.requests += 1
+        self._phase = None
+        try:
+            answer = self._server.handler(self.caller, asked.request)
+        except Exception as error:  # noqa: BLE001 - the boundary of one request
+            answer = self._server.fail(asked.request.method, error)
+        if isinstance(answer, Response):
+            self._send(asked, answer)
+            return
+        self._state = State.ANSWERING
+        self.deadline = inf
+        self._task = asyncio.ensure_future(self._answer_later(asked, answer))
+
+    async def _answer_later(self, asked: Received, answer: Awaitable[Response]) -> None:
+        try:
+            response = await answer
+        except Exception as error:  # noqa: BLE001 - the boundary of one request
+            response = self._server.fail(asked.request.method, error)
+        self._task = None
+        self._send(asked, response)
+        if self._state is State.READING:
+            self._go_on()
+
+    def _send(self, asked: Received, response: Response) -> None:
+        try:
+            last = not asked.keep_alive or response.close or self._server.draining
+            data = render(response, head=asked.head_only, keep_alive=not last, http10=asked.http10)
+        except Exception as error:  # noqa: BLE001 - the boundary of one request
+            last = True
+            failure = self._server.fail(asked.request.method, error)
+            data = render(failure, head=asked.head_only, keep_alive=False, http10=asked.http10)
+        self._transport.write(data)
+        if last:
+            self._finish()
+        elif self._write_full:
+            self._transport.pause_reading()
+            self._state = State.BLOCKED
+            self.deadline = self._server.clock() + self._server.limits.drain_seconds
+        else:
+            self._state = State.READING
+
+    # Ways to end.
+
+    def _finish(self) -> None:
+        if self._parser.buffered or not self._transport.is_reading():
+            self._linger()
+        else:
+            self._close()
+
+    def _linger(self) -> None:
+        drain = self._server.limits.drain_seconds if self._write_full else LINGER_SECONDS
+        self._end(State.LINGERING, drain)
+        self._transport.write_eof()
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    def _close(self) -> None:
+        self._end(State.CLOSING, self._server.limits.drain_seconds)
+        self._transport.close()
+
+    def _end(self, state: State, seconds: float) -> None:
+        self._state = state
+        self.deadline = self._server.clock() + seconds
+
+    def _stop_answering(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None

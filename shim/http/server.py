@@ -1,0 +1,219 @@
+"""An HTTP/1.1 server on listening sockets that were made elsewhere, TCP or Unix.
+
+It knows its peers only through `admit`: who speaks on a connection is decided when it is made, and
+by nothing that is sent on it. It runs on any asyncio loop; uvloop is what it is measured with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from shim.core.exchange import Request, Response
+from shim.http.channel import C, Channel
+from shim.http.limits import Limits
+from shim.http.parse import Heads, Phase
+from shim.http.serialize import error_response
+
+log = logging.getLogger("metashim.http")
+
+BACKLOG = 1024
+# Connections over a limit that are told so (429, 503) at one time; the ones after that are reset.
+TOLD_AT_ONCE = 16
+# Failures logged per sweep: what a guest can provoke must not fill the disk.
+FAILURES_LOGGED = 10
+SWEEP_SECONDS = 1.0
+# The kernel's flow table forgets a flow that is silent for long: keep the idle ones in its mind.
+KEEPALIVE_IDLE_SECONDS = 30
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a server met since it began; each counts connections or requests."""
+
+    accepted: int = 0
+    strangers: int = 0  # not admitted
+    over_instance_limit: int = 0
+    over_total_limit: int = 0
+    requests: int = 0
+    malformed: int = 0
+    timed_out: int = 0  # a begun request that did not come in time
+    cut_off: int = 0  # peers that did not take their response
+    failed: int = 0  # handlers that raised
+
+
+class Server(Generic[C]):
+    """Answers requests of callers of type C.
+
+    handler    (caller, request) → Response, or an awaitable of one. What it raises becomes a 500.
+    admit      (peer's address, own address), as the socket has them → the caller, or None: reset at once
+    limit_key  caller → what `limits.connections_per_instance` counts by
+    clock      seconds; the loop's own if None
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[C, Request], Response | Awaitable[Response]],
+        limits: Limits,
+        admit: Callable[[Any, Any], C | None],
+        *,
+        limit_key: Callable[[C], Hashable],
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.handler = handler
+        self.limits = limits
+        self.heads = Heads(limits)
+        self.clock = clock or loop.time
+        self.call_soon = loop.call_soon
+        self.patience = _patience(limits)
+        self.stats = Stats()
+        self.draining = False
+        self._admit = admit
+        self._limit_key = limit_key
+        self._channels: set[Channel[C]] = set()
+        self._held: Counter[Hashable] = Counter()
+        self._listeners: list[asyncio.Server] = []
+        self._empty = asyncio.Event()
+        self._failures_logged = 0
+        self._sweep_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def connections(self) -> int:
+        """Connections open now."""
+        return len(self._channels)
+
+    async def serve(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept on these bound sockets from now on, until `drain`. They are closed then."""
+        loop = asyncio.get_running_loop()
+        for sock in sockets:
+            if sock.family == socket.AF_UNIX:
+                listener = await loop.create_unix_server(self._channel, sock=sock, backlog=BACKLOG)
+            else:
+                _keep_alive(sock)
+                listener = await loop.create_server(self._channel, sock=sock, backlog=BACKLOG)
+            self._listeners.append(listener)
+        if self._sweep_timer is None:
+            self._sweep()
+
+    def abort(self, match: Callable[[C], bool]) -> int:
+        """Reset every connection whose caller matches, whatever it is doing. How many they were."""
+        found = [channel for channel in self._channels if match(channel.caller)]
+        for channel in found:
+            channel.reset()
+        return len(found)
+
+    async def drain(self, grace: float) -> None:
+        """Accept no more, let what is begun end within `grace` seconds, then reset the rest."""
+        self.draining = True
+        for listener in self._listeners:
+            listener.close()
+        for channel in tuple(self._channels):
+            channel.wind_down()
+        try:
+            await asyncio.wait_for(self._gone(), grace)
+        except TimeoutError:
+            self.abort(lambda caller: True)
+            await self._gone()
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+
+    # What a channel calls.
+
+    def welcome(self, channel: Channel[C], transport: asyncio.Transport) -> None:
+        """Say who the channel's caller is, count it, and turn it away if there are too many."""
+        caller = self._identify(transport)
+        if caller is None:
+            self.stats.strangers += 1
+            channel.reset()
+            return
+        channel.caller, channel.key = caller, self._limit_key(caller)
+        self._channels.add(channel)
+        self._held[channel.key] += 1
+        self.stats.accepted += 1
+        self._check_limits(channel)
+
+    def forget(self, channel: Channel[C]) -> None:
+        """The channel's connection is gone."""
+        if channel not in self._channels:
+            return
+        self._channels.remove(channel)
+        self._held[channel.key] -= 1
+        if not self._held[channel.key]:
+            del self._held[channel.key]
+        if not self._channels:
+            self._empty.set()
+
+    def fail(self, method: bytes, error: Exception) -> Response:
+        """Count and log a failure of ours; what to answer."""
+        self.stats.failed += 1
+        self._log_failure(method.decode("ascii") + " request failed", error)
+        return error_response(500, "internal error")
+
+    def _channel(self) -> Channel[C]:
+        return Channel(self)
+
+    def _identify(self, transport: asyncio.Transport) -> C | None:
+        try:
+            return self._admit(transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
+        except Exception as error:  # noqa: BLE001 - the boundary of one connection
+            self._log_failure("connection not admitted", error)
+            return None
+
+    def _check_limits(self, channel: Channel[C]) -> None:
+        over = self._held[channel.key] - self.limits.connections_per_instance
+        over_total = self.connections - self.limits.connections
+        if over <= 0 and over_total <= 0 and not self.draining:
+            return
+        if over > 0:
+            self.stats.over_instance_limit += 1
+        else:
+            self.stats.over_total_limit += 1
+        if max(over, over_total) > TOLD_AT_ONCE:
+            channel.reset()
+        elif over > 0:
+            channel.refuse(429, "too many connections of this instance")
+        else:
+            channel.refuse(503, "too many connections")
+
+    def _log_failure(self, what: str, error: Exception) -> None:
+        """Where and of what kind: the message itself may quote the guest."""
+        self._failures_logged += 1
+        if self._failures_logged <= FAILURES_LOGGED:
+            frames = traceback.extract_tb(error.__traceback__)
+            place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown place"
+            log.error("%s: %s at %s", what, type(error).__name__, place)
+
+    async def _gone(self) -> None:
+        while self._channels:
+            self._empty.clear()
+            await self._empty.wait()
+
+    def _sweep(self) -> None:
+        now = self.clock()
+        self._failures_logged = 0
+        for channel in [channel for channel in self._channels if channel.deadline <= now]:
+            channel.time_out()
+        interval = min(SWEEP_SECONDS, min(self.patience.values()) / 4, self.limits.drain_seconds / 4)
+        self._sweep_timer = asyncio.get_running_loop().call_later(interval, self._sweep)
+
+
+def _patience(limits: Limits) -> dict[Phase, float]:
+    return {
+        Phase.IDLE: limits.idle_seconds,
+        Phase.HEAD: limits.head_seconds,
+        Phase.BODY: limits.body_seconds,
+    }
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Set on a listening socket: on Linux the accepted ones inherit it, and cost no system call each."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_IDLE_SECONDS)
