@@ -9,13 +9,15 @@ import pytest
 
 from tests.lab import Lab
 
-KERNEL_TIERS = {"bpf", "contract", "netns", "clients"}
+KERNEL_TIERS = {"bpf", "netns", "clients"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever is under a kernel tier's folder needs root; without it those tests are skipped and say so."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whatever uses a lab or is in a kernel tier's folder needs root; without it, it is skipped and says so."""
+    tests = config.rootpath / "tests"
     for item in items:
-        if KERNEL_TIERS & set(item.path.parts) or "lab" in getattr(item, "fixturenames", ()):
+        tier = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
+        if tier in KERNEL_TIERS or "lab" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.root)
         if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))

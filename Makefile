@@ -1,0 +1,38 @@
+# One command each, on Debian 12 or Ubuntu, as root. `make` alone says what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint clean
+
+PYTHON := .venv/bin/python
+DATAPATH ?= ebpf
+TESTS ?= tests
+
+help: ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+setup: ## install what is missing: Debian packages, and a virtual environment in .venv
+	@./setup.sh
+
+demo: ## two guests with one address, each with its own metadata; shuts one off (DATAPATH=ebpf)
+	@./setup.sh
+	@$(PYTHON) -m demo.run --datapath $(DATAPATH)
+
+test: ## every test tier (TESTS=tests/unit for some of them)
+	@./setup.sh curl
+	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root: the kernel tiers will be skipped" >&2; fi
+	@$(PYTHON) -m pytest $(TESTS)
+
+bench: ## what it costs, against peers: a table, and bench/result.json
+	@./setup.sh haproxy
+	@$(PYTHON) -m bench
+
+lint: ## ruff and mypy
+	@./setup.sh
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+
+clean: ## remove what these commands made in the tree, .venv included
+	@rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info bench/result.json
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
