@@ -32,6 +32,10 @@ JSON = ((b"content-type", b"application/json"),)
 _STATUS = ((InputError, 400), (NotFoundError, 404), (ConflictError, 409), (StoreError, 503))
 
 
+_POLICY = 'a policy looks like {"access": "open|reset|drop|403", "families": ["4", "6"], "hop_limit": 64}'
+_ATTACHMENT = 'an attachment looks like {"tap": "tap1", "instance": "<uuid>", "netns": ""}'
+
+
 class _PolicyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     access: Access | None = None
     families: list[Family] | None = None
@@ -128,7 +132,7 @@ async def _get_policy(call: _Call) -> Response:
 
 
 async def _put_policy(call: _Call) -> Response:
-    instance, change = fields.instance(call.tail), fields.body(call.request.body, _PolicyChange)
+    instance, change = fields.instance(call.tail), fields.body(call.request.body, _PolicyChange, _POLICY)
     if change.access is None and change.hop_limit is None:
         raise InputError("nothing to change", 'give "access" (open, reset, drop, 403), "hop_limit", or both')
     if change.access is None and change.families is not None:
@@ -146,7 +150,7 @@ async def _get_attachments(call: _Call) -> Response:
 
 
 async def _post_attachment(call: _Call) -> Response:
-    body = fields.body(call.request.body, _Attach)
+    body = fields.body(call.request.body, _Attach, _ATTACHMENT)
     tap, instance, netns = fields.tap(body.tap), fields.instance(body.instance), fields.netns(body.netns)
     view = shapes.AttachmentView(tap, instance, netns)
     await call.operations.attach(view.netns, view.tap, view.instance)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -87,9 +88,8 @@ class Client:
             change = {"access": access, "families": sorted(f.value for f in families)}
         if hop_limit is not None:
             change["hop_limit"] = hop_limit
-        return self._call(
-            "PUT", f"/v1/instances/{instance}/policy", msgspec.json.encode(change), shapes.PolicyView
-        )
+        raw = msgspec.json.encode(change)
+        return self._call("PUT", f"/v1/instances/{instance}/policy", raw, shapes.PolicyView)
 
     def attach(self, tap: str, instance: UUID, netns: str = "") -> None:
         """Say by hand that a tap is an instance's."""
@@ -127,7 +127,8 @@ class Client:
     def _send(self, method: str, path: str, body: bytes | None = None, wait: float = 0.0) -> bytes:
         connection = _UnixConnection(self._path, self._timeout + wait)
         try:
-            connection.request(method, path, body)
+            with suppress(BrokenPipeError):  # refused before it was all sent: the answer says why
+                connection.request(method, path, body)
             answer = connection.getresponse()
             raw = answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -162,4 +163,5 @@ def _unreachable(path: Path, error: Exception) -> UnreachableError:
         )
     if isinstance(error, TimeoutError):
         return UnreachableError(f"the agent on {path} did not answer in time", "see its log")
-    return UnreachableError(f"the agent on {path} broke off: {error or type(error).__name__}", "see its log")
+    what = str(error) or type(error).__name__
+    return UnreachableError(f"the agent on {path} broke off: {what}", "see its log")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import unquote
 from uuid import UUID
 
@@ -46,21 +46,17 @@ def number(parameters: dict[str, str], key: str) -> int:
     return int(text)
 
 
-def body(raw: bytes, shape: type[T]) -> T:
-    """The JSON of a request's body as one of the API's structs."""
+def body(raw: bytes, shape: type[T], hint: str) -> T:
+    """The JSON of a request's body as one of the API's structs; `hint` says what it looks like."""
     try:
         return msgspec.json.decode(raw, type=shape)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise InputError(f"the body: {_plain(error)}", _members(shape)) from None
+        raise InputError(f"the body: {_plain(error)}", hint) from None
 
 
 def _plain(error: Exception) -> str:
     what = str(error).replace("`", "")
     return what[:1].lower() + what[1:] if what.startswith(("Expected", "Invalid", "Object")) else what
-
-
-def _members(shape: Any) -> str:
-    return "it is a JSON object of " + ", ".join(f'"{name}"' for name in shape.__struct_fields__)
 
 
 def _near(word: str, allowed: tuple[str, ...]) -> str:

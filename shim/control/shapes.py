@@ -48,7 +48,7 @@ class PortsView(msgspec.Struct, frozen=True):
 
 
 class InstanceSummary(msgspec.Struct, frozen=True):
-    """An instance with a port, a document or an own policy. `revision` is 0 without a document."""
+    """An instance with a port, a document or a policy of its own. `revision` 0: no document."""
 
     instance: UUID
     policy: PolicyView
@@ -109,7 +109,7 @@ class CountersView(msgspec.Struct, frozen=True):
 
 
 class EventView(msgspec.Struct, frozen=True):
-    """Something that happened. `kind` is refusal (`reason`: a verdict's label), port, policy, proxy or agent."""
+    """Something that happened. `kind` is refusal (`reason`: a verdict's label), port, policy, proxy, agent."""
 
     seq: int
     time: float
@@ -122,7 +122,7 @@ class EventView(msgspec.Struct, frozen=True):
 
 
 class EventsView(msgspec.Struct, frozen=True):
-    """GET /v1/events: oldest first. Ask again with after=`next`; `missed` were gone before."""
+    """GET /v1/events: oldest first. `next` is the next `after`; `missed` were gone unread."""
 
     events: list[EventView]
     next: int
