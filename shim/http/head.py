@@ -62,7 +62,7 @@ def scan(buffer: bytearray, start: int, limits: Limits) -> int:
     Bytes before `start` were scanned before. Raises Refused as soon as no further byte could mend the head.
     """
     end = buffer.find(END, start, limits.head_bytes)
-    bad = _NEVER.search(buffer, start, limits.head_bytes if end < 0 else end)
+    bad = _NEVER.search(buffer, start, limits.head_bytes if end < 0 else end + len(END))
     if bad is None and end >= 0:
         return end + len(END)
     line = buffer.find(b"\r\n", 0, limits.head_bytes if bad is None else bad.start())
