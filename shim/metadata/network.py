@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from ipaddress import ip_interface
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -49,8 +51,14 @@ class Network(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def interfaces(self, version: int) -> list[Interface]:
         """The addresses of one IP version, in the document's order."""
-        parsed = (rules.interface("addresses", text) for text in self.addresses)
+        parsed = map(_parsed, self.addresses)
         return [one for one in parsed if one.version == version]
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Interface:
+    """An address that was checked before: a face asks for each several times an answer."""
+    return ip_interface(text)
 
 
 def link_ids(networks: Sequence[Network]) -> list[str]:

@@ -2,8 +2,9 @@
 
 Shape: links (interfaces, and VLANs upon them), networks (an address each), services (name servers); as
 Nova's `netutils.get_network_metadata` writes and cloud-init's `convert_net_json` reads them. Two things are
-cloud-init's own: it takes a link's `name` for the guest's interface name, so there is none here, and it
-copies `dns_search` from a network, which OpenStack's schema does not know.
+cloud-init's own: it takes a link's `name` for the guest's interface name, so there is none here; and it
+copies `dns_search` from a network, which OpenStack's schema does not know. A network with search domains must
+then carry `dns_nameservers` too, or cloud-init's netplan output has the domains without the servers.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ def _networks(link: str, network: Network) -> list[Json]:
             entry = _network(f"{link}-ipv{version}-{number}", link, one)
             entry["routes"] = _routes(network, version) if number == 0 else []
             entry["services"] = _services(network.dns)
-            if network.dns_search:
-                entry["dns_search"] = list(network.dns_search)
             entries.append(entry)
+    if entries and network.dns_search:
+        entries[0]["dns_nameservers"] = list(network.dns)
+        entries[0]["dns_search"] = list(network.dns_search)
     return entries
 
 

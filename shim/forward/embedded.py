@@ -1,0 +1,95 @@
+"""The embedded backend: answers made here, from the documents in the store.
+
+An answer is made once and then kept, as long as the store does not change at all: operators write seldom
+and guests read the same few paths again and again. What is kept is bounded in bytes; an instance that asks
+for ever new spellings of paths pushes out its own answers only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from uuid import UUID
+
+from shim.core.exchange import Caller, Request, Response
+from shim.errors import StoreError
+
+CACHE_BYTES = 8 << 20
+ANSWERS_PER_INSTANCE = 64
+
+_OVERHEAD = 600  # bytes that an answer takes beside its path and body: objects, and the dict's share
+_RETRY_SECONDS = b"2"
+
+_UNAVAILABLE = Response(
+    503,
+    ((b"content-type", b"text/plain"), (b"retry-after", _RETRY_SECONDS)),
+    b"metadata is not available now\n",
+)
+
+
+class Embedded:
+    """A backend: call it with who asks and what.
+
+    `version` is another value after any change of the store; `render` makes an instance's answer from the
+    store as it is now. Either raises StoreError when the store cannot be read: then the guest gets a 503.
+    """
+
+    def __init__(
+        self,
+        version: Callable[[], Hashable],
+        render: Callable[[UUID, Request], Response],
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._version = version
+        self._render = render
+        self._cache_bytes = cache_bytes
+        self._answers: OrderedDict[UUID, dict[bytes, Response]] = OrderedDict()
+        self._seen: Hashable = None
+        self.held = 0
+        """Bytes that the kept answers take, as reckoned."""
+
+    def __call__(self, caller: Caller, request: Request) -> Response:
+        """The answer; never raises for what a guest sends."""
+        try:
+            version = self._version()
+            if version != self._seen:
+                self._forget(version)
+            return self._answer(caller.instance, request)
+        except StoreError:
+            return _UNAVAILABLE
+
+    def _answer(self, instance: UUID, request: Request) -> Response:
+        answers = self._answers.get(instance)
+        if answers is not None and request.method in (b"GET", b"HEAD"):
+            kept = answers.get(request.path)
+            if kept is not None:
+                self._answers.move_to_end(instance)
+                return kept
+        response = self._render(instance, request)
+        if response.status == 200:
+            self._keep(instance, request.path, response)
+        return response
+
+    def _keep(self, instance: UUID, path: bytes, response: Response) -> None:
+        cost = _cost(path, response)
+        if cost > self._cache_bytes:
+            return
+        if len(self._answers.get(instance, ())) >= ANSWERS_PER_INSTANCE:
+            self._drop(instance)
+        while self.held + cost > self._cache_bytes:
+            self._drop(next(iter(self._answers)))
+        self._answers.setdefault(instance, {})[path] = response
+        self._answers.move_to_end(instance)
+        self.held += cost
+
+    def _drop(self, instance: UUID) -> None:
+        self.held -= sum(_cost(path, response) for path, response in self._answers.pop(instance).items())
+
+    def _forget(self, version: Hashable) -> None:
+        self._answers.clear()
+        self.held = 0
+        self._seen = version
+
+
+def _cost(path: bytes, response: Response) -> int:
+    return _OVERHEAD + len(path) + len(response.body)
