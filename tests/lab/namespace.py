@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyroute2 import IPRoute, netns
+from pyroute2 import IPRoute
 
 RUN_NETNS = Path("/run/netns")
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+MS_BIND = 4096  # linux/mount.h
+MNT_DETACH = 2
 STOP_SECONDS = 3.0
 
 T = TypeVar("T")
@@ -24,9 +26,44 @@ T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _setns(fd: int) -> None:
-    if _libc.setns(fd, CLONE_NEWNET) < 0:
-        raise OSError(ctypes.get_errno(), "setns")
+def _must(result: int, what: str) -> None:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), what)
+
+
+@contextlib.contextmanager
+def _entered(path: Path) -> Iterator[None]:
+    """Move the calling thread into a namespace, and back."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _must(_libc.setns(there, CLONE_NEWNET), "setns")
+        finally:
+            os.close(there)
+        try:
+            yield
+        finally:
+            _must(_libc.setns(home, CLONE_NEWNET), "setns")
+    finally:
+        os.close(home)
+
+
+def _create(path: Path) -> None:
+    """A new namespace, bound to `path`, in a thread of its own, which stays in it (pyroute2 would fork)."""
+    path.parent.mkdir(exist_ok=True)
+    path.touch(mode=0o444, exist_ok=False)
+    try:
+        _must(_libc.unshare(CLONE_NEWNET), "unshare")
+        _must(_libc.mount(b"/proc/thread-self/ns/net", bytes(path), None, MS_BIND, None), f"mount {path}")
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _remove(path: Path) -> None:
+    _must(_libc.umount2(bytes(path), MNT_DETACH), f"umount {path}")
+    path.unlink()
 
 
 class Netlink:
@@ -37,8 +74,12 @@ class Netlink:
 
     _thread = ThreadPoolExecutor(1, thread_name_prefix="lab-netlink")
 
-    def __init__(self, namespace: str) -> None:
-        self._route = self._thread.submit(IPRoute, netns=namespace, flags=0).result()
+    def __init__(self, namespace: Path) -> None:
+        def connect() -> IPRoute:
+            with _entered(namespace):
+                return IPRoute()
+
+        self._route = self._thread.submit(connect).result()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -58,14 +99,15 @@ class Namespace:
         self.name = name
         self.path = RUN_NETNS / name
         self._processes: list[subprocess.Popen[Any]] = []
-        netns.create(name)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_create, self.path).result()
         try:
-            self.ip = Netlink(name)
+            self.ip = Netlink(self.path)
             self.sysctl("net.ipv6.conf.default.accept_dad", 0)
             self.sysctl("net.ipv6.conf.all.accept_dad", 0)
             self.ip.link("set", index=1, state="up")
         except BaseException:
-            netns.remove(name)
+            _remove(self.path)
             raise
 
     def index(self, ifname: str) -> int:
@@ -82,19 +124,8 @@ class Namespace:
     @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
         """Move the calling thread in, and back at the end: sockets opened meanwhile stay in here."""
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            there = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                _setns(there)
-            finally:
-                os.close(there)
-            try:
-                yield
-            finally:
-                _setns(home)
-        finally:
-            os.close(home)
+        with _entered(self.path):
+            yield
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """`function(*args, **kwargs)`, called in here by this thread."""
@@ -171,4 +202,4 @@ class Namespace:
         if self.path.exists():
             self.stop()
             self.ip.close()
-            netns.remove(self.name)
+            _remove(self.path)
