@@ -1,0 +1,176 @@
+"""How connections end, by the peer's will, the operator's or the server's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
+
+from shim.core.exchange import Request, Response
+from shim.http.limits import Limits
+from shim.http.server import Server
+from tests.unit.http_site import (
+    BODY_TO_COME,
+    GET,
+    ON_BOTH_LOOPS,
+    SOON,
+    Run,
+    admit_all,
+    by_turns,
+    hello,
+    reset_seen,
+    response,
+    site,
+    until,
+)
+
+pytestmark = ON_BOTH_LOOPS
+
+
+class Endless:
+    """A handler that never answers, and remembers who was cancelled."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.cancelled = 0
+
+    async def __call__(self, caller: str, request: Request) -> Response:
+        self.begun += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return Response(200)
+
+
+@pytest.mark.parametrize("rudely", [False, True])
+def test_an_answer_is_given_up_when_the_peer_goes(run: Run, rudely: bool) -> None:
+    endless = Endless()
+
+    async def main() -> None:
+        async with site(endless) as here:
+            _, writer = await here.connect()
+            writer.write(GET)
+            await until(lambda: endless.begun == 1)
+            writer.transport.abort() if rudely else writer.close()
+            await until(lambda: endless.cancelled == 1 and here.server.connections == 0)
+
+    run(main())
+
+
+def test_abort_ends_one_callers_connections_and_no_others(run: Run) -> None:
+    endless = Endless()
+
+    def handler(caller: str, request: Request) -> Response | Awaitable[Response]:
+        return endless(caller, request) if request.path == b"/wait" else Response(200, (), caller.encode())
+
+    async def main() -> None:
+        async with site(handler, admit=by_turns("a", "b", "a")) as here:
+            idle, other, waiting = [await here.connect() for _ in range(3)]
+            waiting[1].write(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+            await until(lambda: endless.begun == 1)
+            assert here.server.abort(lambda caller: caller == "a") == 2
+            assert await reset_seen(idle[0]) and await reset_seen(waiting[0])
+            await until(lambda: endless.cancelled == 1 and here.server.connections == 1)
+            other[1].write(GET)
+            assert (await response(other[0]))[2] == b"b"
+
+    run(main())
+
+
+def test_drain_lets_what_is_begun_end(run: Run) -> None:
+    async def later(caller: str, request: Request) -> Response:
+        await asyncio.sleep(0.2)
+        return Response(200, (), b"done")
+
+    async def main() -> None:
+        async with site(later) as here:
+            idle, busy, half = [await here.connect() for _ in range(3)]
+            busy[1].write(GET + GET)
+            half[1].write(GET[:10])
+            await until(lambda: here.server.stats.requests == 1 and here.server.connections == 3)
+            drained = asyncio.ensure_future(here.server.drain(5))
+            assert await asyncio.wait_for(idle[0].read(), SOON) == b""
+            half[1].write(GET[10:])
+            for reader, writer in (busy, half):
+                answer = await asyncio.wait_for(reader.read(), SOON)
+                assert answer.endswith(b"connection: close\r\n\r\ndone") and answer.count(b"HTTP/1.1") == 1
+                writer.close()
+            await asyncio.wait_for(drained, 3)
+            with pytest.raises(ConnectionRefusedError):
+                await here.connect()
+
+    run(main())
+
+
+def test_drain_resets_what_outlasts_its_grace(run: Run) -> None:
+    endless = Endless()
+
+    async def main() -> None:
+        async with site(endless) as here:
+            reader, writer = await here.connect()
+            writer.write(GET)
+            await until(lambda: endless.begun == 1)
+            await asyncio.wait_for(here.server.drain(0.1), 2)
+            assert (endless.cancelled, here.server.connections) == (1, 0)
+            assert await reset_seen(reader)
+
+    run(main())
+
+
+def test_a_unix_socket(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+
+    async def main() -> None:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(path))
+        server: Server[str] = Server(hello, Limits(), admit_all, limit_key=lambda caller: caller)
+        await server.serve([sock])
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(GET)
+        assert (await response(reader))[2] == b"hello /"
+        assert server.abort(lambda caller: True) == 1
+        await server.drain(1)
+        writer.close()
+
+    run(main())
+
+
+def test_accepted_connections_are_kept_alive_by_the_kernel(run: Run) -> None:
+    async def main() -> None:
+        async with site() as here:
+            reader, writer = await here.connect()
+            writer.write(GET)
+            await response(reader)
+            client = writer.get_extra_info("sockname")[1]
+            rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()]
+            ends = (f":{here.port:04X}", f":{client:04X}")
+            (timer,) = [row[5] for row in rows if (row[1][-5:], row[2][-5:]) == ends]
+            kind, hundredths = timer.split(":")
+            assert kind == "02"  # keepalive
+            assert 2000 < int(hundredths, 16) <= 3000
+
+    run(main())
+
+
+def test_many_rude_peers_leave_nothing(run: Run) -> None:
+    pieces = [b"", GET[:9], GET, GET * 50, BODY_TO_COME + b"ab", b"\x00" * 9000]
+
+    async def later(caller: str, request: Request) -> Response:
+        await asyncio.sleep(0.01)
+        return Response(200, (), b"x" * 100_000)
+
+    async def main() -> None:
+        async with site(later) as here:
+            for number in range(60):
+                _, writer = await here.connect()
+                writer.write(pieces[number % len(pieces)])
+                await asyncio.sleep(0.001 * (number % 4))
+                writer.transport.abort()
+            await until(lambda: here.server.connections == 0)
+
+    run(main())
