@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+from pyroute2.netlink.exceptions import NetlinkError
+
 from tests.lab.namespace import Namespace
 from tests.lab.wire import Wire
 
@@ -73,7 +77,14 @@ class VethGuest(Namespace):
     def close(self) -> None:
         """Remove the guest, its port in the host with it."""
         if self.path.exists():
-            # By index, not by name: the name may be another's, if making this one failed on it.
-            if self.tap_ifindex in {link["index"] for link in self.host.ip.get_links()}:
-                self.host.ip.link("del", index=self.tap_ifindex)
+            if self.tap_ifindex:
+                self._unplug()
             super().close()
+
+    def _unplug(self) -> None:
+        """By index, not by name: the name may be another's, if making this one failed on it."""
+        try:
+            self.host.ip.link("del", index=self.tap_ifindex)
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
