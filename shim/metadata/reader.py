@@ -32,6 +32,9 @@ from shim.metadata.store import parsed
 BUSY_SECONDS = 0.2
 """How long a read waits for a lock: it stands in a guest's way, and is never held up by a write as such."""
 
+# What SQLite says where -wal is missing and this user may not make it, by version and file system.
+_NO_LOG_TO_BE_MADE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY_DIRECTORY)
+
 Row = tuple[Any, ...]
 Mark = tuple[int, int, int, int]
 
@@ -81,7 +84,7 @@ class Reader:
             try:
                 self._open((status.st_dev, status.st_ino))
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN or self._has_log():
+                if error.sqlite_errorcode not in _NO_LOG_TO_BE_MADE or self._has_log():
                     raise
                 return self._read_at_rest(statement, values)
         assert self._db is not None

@@ -181,7 +181,7 @@ class Store:
 
 
 def parsed(path: Path, revision: int, body: bytes | None) -> tuple[int, Document | None]:
-    """A stored document, decoded. Raises StoreError if it cannot be (a newer metashim may have written it)."""
+    """A stored document, decoded. Raises StoreError if it cannot be: a newer metashim wrote it."""
     if body is None:
         return revision, None
     try:
