@@ -51,7 +51,8 @@ class TestLab:
             lab.tap_guest("tap2", persistent=True)
             server = lab.run_in_host(["sleep", "60"])
             during = host_state()
-            assert during[0] - before[0] == {f"{lab.prefix}-{name}" for name in ("host", "wire", "one", "two")}
+            names = ("host", "wire", "one", "two")
+            assert during[0] - before[0] == {f"{lab.prefix}-{name}" for name in names}
             assert during[1] == before[1]
         assert server.returncode == -signal.SIGTERM
         assert host_state() == before
