@@ -8,6 +8,7 @@ at 16, away from the kernel's own TC_ACT_* values.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 
 COUNTERS = 64
 """Size of a port's counter array: room for every number that may ever be given out."""
@@ -58,3 +59,17 @@ class Verdict(enum.IntEnum):
     def refusal(self) -> bool:
         """Whether the packet went no further."""
         return self >= REFUSALS_START
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One refused packet that was reported. `ns` is the host's CLOCK_MONOTONIC; ports are 0 where there are none."""
+
+    ns: int
+    slot: int
+    generation: int
+    verdict: Verdict
+    source: str
+    destination: str
+    source_port: int
+    destination_port: int

@@ -1,0 +1,70 @@
+"""A port: one tap of one instance, in one network namespace, and the slot it is known by in the kernel. PURE."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from shim.core.policy import Policy
+
+SLOT_QUARANTINE = 65.0
+"""Seconds for which a slot that was given back is given to nobody.
+
+The generation already keeps a former owner's packets from a later one. This covers what has no
+generation: connections that stand in the gateway namespace, which lingers over closed ones for 60 s.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """What is enrolled on one tap. `instance` is None for a guarded tap that no source knows."""
+
+    slot: int
+    generation: int
+    ifindex: int
+    tap: str
+    netns: str
+    instance: UUID | None
+    policy: Policy
+
+
+@dataclass
+class Slots:
+    """Which slots are taken, and which rest. Slots are 1 to `size`; 0 is nobody's."""
+
+    size: int
+    generations: dict[int, int] = field(default_factory=dict)
+    _taken: set[int] = field(default_factory=set)
+    _resting: deque[tuple[float, int]] = field(default_factory=deque)
+    _fresh: int = 1
+
+    def adopt(self, slot: int, generation: int) -> None:
+        """Marks a slot as taken that the kernel already has."""
+        self._taken.add(slot)
+        self.generations[slot] = generation
+
+    def take(self, now: float) -> tuple[int, int] | None:
+        """A (slot, generation) for a new owner, or None when all are taken or resting."""
+        if self._resting and self._resting[0][0] <= now:
+            slot = self._resting.popleft()[1]
+        else:
+            while self._fresh in self._taken or self._fresh in self.generations:
+                self._fresh += 1
+            if self._fresh > self.size:
+                return None
+            slot = self._fresh
+        self._taken.add(slot)
+        self.generations[slot] = self.generations.get(slot, 0) + 1
+        return slot, self.generations[slot]
+
+    def give_back(self, slot: int, now: float) -> None:
+        """Ends a slot's use; it rests for SLOT_QUARANTINE seconds."""
+        if slot in self._taken:
+            self._taken.remove(slot)
+            self._resting.append((now + SLOT_QUARANTINE, slot))
+
+    @property
+    def taken(self) -> int:
+        """How many slots have an owner."""
+        return len(self._taken)

@@ -1,0 +1,50 @@
+"""What every datapath does for the agent. The contract suite runs against each implementation of this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from shim.core.port import Port
+from shim.core.verdict import Event, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """A port as the kernel holds it, found by an agent that starts."""
+
+    slot: int
+    generation: int
+    ifindex: int
+    instance: UUID | None
+
+
+class Datapath(Protocol):
+    """Takes service traffic off taps, by each port's policy. Everything it makes outlives the process.
+
+    `ensure` and `remove` are idempotent; every failure is a KernelError, and leaves the port refused.
+    """
+
+    name: str
+
+    async def open(self, gateway_ifindex: int) -> None:
+        """Makes or takes over the kernel's side; `gateway_ifindex` is the host's end of the gateway's link."""
+
+    async def observe(self) -> list[Enrolled]:
+        """The ports whose tap is guarded right now, as the kernel says."""
+
+    async def ensure(self, port: Port) -> None:
+        """Makes the kernel treat the port's tap as `port` says. When this returns, it does."""
+
+    async def remove(self, port: Port) -> None:
+        """Forgets the port: its slot serves nobody, its tap is as others left it."""
+
+    def counters(self, slot: int) -> dict[Verdict, int]:
+        """What was counted on a slot since its present owner got it."""
+
+    def events(self) -> list[Event]:
+        """The refusals that were reported since the last call. Never waits."""
+
+    async def teardown(self) -> None:
+        """Removes everything that any run of this datapath made."""

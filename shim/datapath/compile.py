@@ -1,0 +1,75 @@
+"""Compiles the programs, loads them and pins them: `python -m shim.datapath.compile SOURCES PINS`.
+
+A process of its own, ended as soon as it is done, since bcc brings a compiler that nobody needs
+afterwards. The maps must be pinned in the folder PINS already; the programs are pinned beside them,
+under names that end in `-new` (bpffs takes no dots) until the caller takes them over.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from shim.errors import KernelError
+
+PROGRAMS = ("from_instance", "to_instance")
+_INCLUDE = re.compile(r'\s*#include "(.+)"')
+
+
+def flatten(path: Path, seen: set[Path]) -> str:
+    """A source with its own headers put in, each once: bcc rewrites map calls in the main file only."""
+    lines = [f'#line 1 "{path.name}"']
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        header = _INCLUDE.match(line)
+        if header is None:
+            lines.append(line if line != "#pragma once" else "")
+            continue
+        file = (path.parent / header[1]).resolve()
+        if file not in seen:
+            seen.add(file)
+            lines += [flatten(file, seen), f'#line {number + 1} "{path.name}"']
+    return "\n".join(lines)
+
+
+def source(folder: Path) -> str:
+    """Both programs as the one text that bcc is given."""
+    seen: set[Path] = set()
+    return "\n".join(flatten(folder / f"{name}.c", seen) for name in PROGRAMS)
+
+
+def _flags(pins: Path) -> list[str]:
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+    system = ["/usr/include", f"/usr/include/{multiarch}"]
+    return [*(word for folder in system for word in ("-isystem", folder)), f'-DPINS="{pins}"', "-Wall", "-Wno-unused-function"]
+
+
+def load(folder: Path, pins: Path) -> None:
+    """Runs in the child: compile, load, pin."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(folder / "kernel")
+    import bcc
+
+    from shim.datapath.bpf import pin
+
+    module = bcc.BPF(text=source(folder).encode(), cflags=_flags(pins))
+    for name in PROGRAMS:
+        function = module.load_func(name.encode(), bcc.BPF.SCHED_CLS)
+        fresh = pins / f"{name}-new"
+        fresh.unlink(missing_ok=True)
+        pin(function.fd, fresh)
+
+
+def run(folder: Path, pins: Path, python: str) -> None:
+    """Runs the child. Raises KernelError with what the compiler or the verifier said last."""
+    command = [python, "-m", "shim.datapath.compile", str(folder), str(pins)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        said = "\n".join(done.stderr.strip().splitlines()[-12:])
+        raise KernelError(f"the eBPF programs cannot be compiled or loaded:\n{said}", "see `metashim check`")
+
+
+if __name__ == "__main__":
+    load(Path(sys.argv[1]), Path(sys.argv[2]))

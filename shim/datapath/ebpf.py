@@ -1,0 +1,179 @@
+"""The eBPF datapath: programs on tc ingress, state in pinned maps.
+
+Pins lie in `<bpffs>/<name>/<shape>/`, where <shape> is the ABI's version and the sizes from the settings:
+what differs there gets maps of its own, so a changed version or setting never misreads older state. The
+programs' pins carry a hash of their source, so an agent that starts again compiles nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyroute2 import AsyncIPRoute
+
+from shim.core.port import Port
+from shim.core.verdict import Event, Verdict
+from shim.datapath import abi, bpf, compile
+from shim.datapath.base import Enrolled
+from shim.errors import KernelError
+from shim.netlink import tc
+
+RULES = Path(__file__).parents[2] / "rules" / "bpf"
+
+
+def _key(slot: int) -> bytes:
+    return struct.pack("=I", slot)
+
+
+class Ebpf:
+    """One datapath; see Datapath for the methods. `settings` is what abi.pack_settings made."""
+
+    name = "ebpf"
+
+    def __init__(self, route: AsyncIPRoute, pins: Path, settings: bytes, max_ports: int, flows_per_port: int) -> None:
+        self._route = route
+        self._root = pins
+        self._folder = pins / f"v{abi.VERSION}-{max_ports}-{flows_per_port}"
+        self._settings = settings
+        self._shapes = abi.maps(max_ports, flows_per_port)
+        self._flows_per_port = flows_per_port
+        self._filter = f"{pins.name}:from_instance"
+        self._reply_filter = f"{pins.name}:to_instance"
+        self._maps: dict[str, bpf.Map] = {}
+        self._programs: dict[str, int] = {}
+        self._attached: dict[int, tuple[int, int]] = {}
+        self._gateway = 0
+        self.ring: bpf.Ring | None = None
+
+    async def open(self, gateway_ifindex: int) -> None:
+        self._gateway = gateway_ifindex
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for shape in self._shapes:
+            self._maps[shape.name] = _open_map(self._folder / shape.name, shape)
+        self._maps["settings"].update(_key(0), self._settings)
+        self._programs = _open_programs(self._folder)
+        self.ring = bpf.Ring(self._maps["events"])
+        await tc.attach(self._route, gateway_ifindex, self._programs["to_instance"], self._reply_filter, 0)
+
+    async def observe(self) -> list[Enrolled]:
+        found = []
+        self._attached.clear()
+        for filter in await tc.all_attached(self._route, self._filter):
+            raw = self._maps["ports"].lookup(_key(filter.classid))
+            tap = self._maps["taps"].lookup(_key(filter.classid))
+            state, generation, instance = abi.read_port(raw) if raw else (abi.ABSENT, 0, None)
+            if state == abi.ABSENT or tap != _key(filter.ifindex):
+                found.append(Enrolled(0, 0, filter.ifindex, None))
+                continue
+            # Not noted as attached: the first `ensure` puts this version's program there.
+            found.append(Enrolled(filter.classid, generation, filter.ifindex, instance))
+        return found
+
+    async def ensure(self, port: Port) -> None:
+        slot, owner = _key(port.slot), (port.slot, port.generation)
+        if self._attached.get(port.ifindex) == owner:
+            self._maps["ports"].update(slot, abi.pack_port(port, self._gateway))
+            return
+        raw = self._maps["ports"].lookup(slot)
+        if raw is None or abi.read_port(raw)[1] != port.generation:
+            self._reset(slot)
+        self._maps["ports"].update(slot, abi.pack_port(port, self._gateway))
+        self._maps["taps"].update(slot, _key(port.ifindex))
+        await tc.attach(self._route, port.ifindex, self._programs["from_instance"], self._filter, port.slot)
+        self._attached[port.ifindex] = owner
+
+    def _reset(self, slot: bytes) -> None:
+        for name in ("counters", "port_states"):
+            self._maps[name].update(slot, bytes(self._maps[name].shape.value_bytes))
+
+    async def remove(self, port: Port) -> None:
+        slot = _key(port.slot)
+        raw = self._maps["ports"].lookup(slot)
+        if raw is not None and abi.read_port(raw)[1] == port.generation:
+            self._maps["ports"].update(slot, bytes(self._maps["ports"].shape.value_bytes))
+            self._forget_flows(port.slot)
+            self._delete_tap(slot)
+        owner = self._attached.get(port.ifindex)
+        if owner in (None, (port.slot, port.generation)):
+            self._attached.pop(port.ifindex, None)
+            found = await tc.attached(self._route, port.ifindex, self._filter)
+            if found is not None and found.classid == port.slot:
+                await tc.detach(self._route, port.ifindex, self._filter)
+
+    def _delete_tap(self, slot: bytes) -> None:
+        try:
+            self._maps["taps"].delete(slot)
+        except KernelError as error:  # an array of devices refuses what is empty already
+            if error.errno != errno.EINVAL:
+                raise
+
+    def _forget_flows(self, slot: int) -> None:
+        rings, flows = self._maps["rings"], self._maps["flows"]
+        for place in range(self._flows_per_port):
+            key = struct.pack("=II", slot, place)
+            flow = rings.lookup(key)
+            if flow is None:  # places are filled in order
+                break
+            flows.delete(flow)
+            rings.delete(key)
+
+    def counters(self, slot: int) -> dict[Verdict, int]:
+        raw = self._maps["counters"].lookup(_key(slot))
+        return abi.read_counters(raw) if raw else {}
+
+    def events(self) -> list[Event]:
+        return [abi.read_event(raw) for raw in self.ring.read()] if self.ring else []
+
+    def detached(self, ifindex: int) -> None:
+        """Somebody may have removed our filter from a link: the next `ensure` attaches it again."""
+        self._attached.pop(ifindex, None)
+
+    async def prune(self) -> None:
+        """Removes the pins of other shapes and sources, once no filter of theirs is left."""
+        current = {f"{name}-{source_hash()}" for name in compile.PROGRAMS} | {s.name for s in self._shapes}
+        for folder in self._root.iterdir():
+            if folder != self._folder:
+                shutil.rmtree(folder)
+        for pin in self._folder.iterdir():
+            if pin.name not in current:
+                pin.unlink()
+
+    async def teardown(self) -> None:
+        for name in (self._filter, self._reply_filter):
+            for filter in await tc.all_attached(self._route, name):
+                await tc.detach(self._route, filter.ifindex, name)
+        if self._root.exists():
+            shutil.rmtree(self._root)
+
+    def plan(self) -> Iterator[str]:
+        """The source of both programs, as it is compiled."""
+        yield compile.source(RULES)
+
+
+def _open_map(path: Path, shape: abi.MapShape) -> bpf.Map:
+    if path.exists():
+        return bpf.Map.open(path, shape)
+    made = bpf.Map.create(shape)
+    bpf.pin(made.fd, path)
+    return made
+
+
+def source_hash() -> str:
+    """What tells one version of the programs from another: all of their source."""
+    text = compile.source(RULES) + (RULES / "kernel/include/linux/kconfig.h").read_text()
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _open_programs(folder: Path) -> dict[str, int]:
+    paths = {name: folder / f"{name}-{source_hash()}" for name in compile.PROGRAMS}
+    if not all(path.exists() for path in paths.values()):
+        compile.run(RULES, folder, sys.executable)
+        for name, path in paths.items():
+            (folder / f"{name}-new").rename(path)
+    return {name: bpf.open_pin(path) for name, path in paths.items()}

@@ -1,0 +1,170 @@
+"""The gateway namespace: where stamped packets meet the proxy's listening sockets, and nothing else does.
+
+    host:  <name>0  ══ veth ══  gw0 :gateway namespace <name>
+           to_instance            service addresses; routes to all slots, over one neighbour
+
+There is one neighbour for all slots (10,000 would overflow the kernel's neighbour table), and no ARP
+or discovery on the link: its host end drops both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+from pyroute2 import AsyncIPRoute, netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+from shim.errors import KernelError
+from shim.netlink.tc import kernel_errors
+
+GATEWAY_LINK = "gw0"
+GATEWAY_MAC = "02:00:a9:fe:a9:fe"
+"""The same as SERVICE_MAC in rules/bpf/lib/abi.h: what frames for the gateway are addressed to."""
+
+HOST_MAC = "02:00:00:00:00:01"
+NEIGHBOUR_V4 = "100.127.255.254"
+NEIGHBOUR_V6 = "fe80::1"
+BACKLOG = 4096
+
+SYSCTLS = {
+    "net/ipv4/conf/all/rp_filter": 0,
+    "net/ipv4/conf/gw0/rp_filter": 0,
+    "net/ipv6/conf/gw0/accept_ra": 0,
+    "net/ipv6/conf/gw0/accept_dad": 0,
+    "net/ipv6/conf/gw0/addr_gen_mode": 1,
+    "net/core/somaxconn": BACKLOG,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What a gateway is made of: its namespace's name, and what lies in it."""
+
+    name: str
+    service_addresses: tuple[str, ...]
+    slots_v4: str
+    slots_v6: str
+
+    @property
+    def link(self) -> str:
+        """The host's end of the link."""
+        return f"{self.name}0"
+
+    @property
+    def path(self) -> Path:
+        """The namespace, as `ip netns` has it."""
+        return Path("/run/netns") / self.name
+
+
+async def ensure(route: AsyncIPRoute, gateway: Gateway) -> int:
+    """Makes what is missing of the gateway and returns the ifindex of the host's end. Idempotent."""
+    if not is_namespace(gateway.path):
+        with contextlib.suppress(FileNotFoundError):
+            gateway.path.unlink()
+        netns.create(gateway.name)
+    ifindex = await _ensure_link(route, gateway)
+    async with AsyncIPRoute(netns=gateway.name) as inside:
+        await _furnish(inside, gateway)
+    return ifindex
+
+
+def is_namespace(path: Path) -> bool:
+    """Whether a namespace is mounted there (a crash may leave the bare file)."""
+    try:
+        return os.stat(path).st_dev != os.stat(path.parent).st_dev
+    except FileNotFoundError:
+        return False
+
+
+async def _ensure_link(route: AsyncIPRoute, gateway: Gateway) -> int:
+    with kernel_errors(f"cannot make the link {gateway.link}"):
+        try:
+            peer = {"ifname": GATEWAY_LINK, "net_ns_fd": gateway.name, "address": GATEWAY_MAC}
+            await route.link("add", ifname=gateway.link, kind="veth", address=HOST_MAC, peer=peer)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+        ifindex = int((await route.link_lookup(ifname=gateway.link))[0])
+        _set_sysctl(f"net/ipv6/conf/{gateway.link}/disable_ipv6", 1)
+        await route.link("set", index=ifindex, state="up", arp=False)
+    return ifindex
+
+
+async def _furnish(inside: AsyncIPRoute, gateway: Gateway) -> None:
+    with kernel_errors(f"cannot furnish the namespace {gateway.name}"):
+        found = await inside.link_lookup(ifname=GATEWAY_LINK)
+        if not found:
+            raise KernelError(
+                f"{gateway.link} is there, but its other end is not in the namespace {gateway.name}",
+                "run `metashim teardown`, then start again",
+            )
+        with entered(gateway.path):
+            for key, value in SYSCTLS.items():
+                _set_sysctl(key, value)
+        await inside.link("set", index=1, state="up")
+        await inside.link("set", index=found[0], state="up", arp=False)
+        for address in gateway.service_addresses:
+            await _ensure_address(inside, found[0], address)
+        await inside.route("replace", dst=gateway.slots_v4, gateway=NEIGHBOUR_V4, oif=found[0], flags=["onlink"])
+        await inside.route("replace", dst=gateway.slots_v6, gateway=NEIGHBOUR_V6, oif=found[0], flags=["onlink"])
+
+
+async def _ensure_address(inside: AsyncIPRoute, ifindex: int, text: str) -> None:
+    address: IPv4Address | IPv6Address = ip_address(text)
+    await inside.addr(
+        "replace", index=ifindex, address=text, prefixlen=address.max_prefixlen, scope=253 if address.is_link_local else 0
+    )
+
+
+def _set_sysctl(key: str, value: int) -> None:
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        Path("/proc/sys", key).write_text(str(value))
+
+
+async def remove(route: AsyncIPRoute, gateway: Gateway) -> None:
+    """Removes the link and the namespace."""
+    with kernel_errors(f"cannot remove {gateway.link}"):
+        for ifindex in await route.link_lookup(ifname=gateway.link):
+            await route.link("del", index=ifindex)
+    if gateway.path.exists():
+        with contextlib.suppress(OSError):
+            netns.remove(gateway.name)
+
+
+@contextlib.contextmanager
+def entered(path: Path) -> Iterator[None]:
+    """Moves this thread into a namespace and back. No awaiting inside: others would find themselves there."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with open(path, "rb") as there:
+            netns.setns(there.fileno())
+        try:
+            yield
+        finally:
+            netns.setns(home)
+    finally:
+        os.close(home)
+
+
+def listen(gateway: Gateway, ports: tuple[int, ...]) -> list[socket.socket]:
+    """Listening sockets inside the gateway namespace, of both families, for every port."""
+    with entered(gateway.path):
+        return [_listen(family, port) for port in ports for family in (socket.AF_INET, socket.AF_INET6)]
+
+
+def _listen(family: socket.AddressFamily, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    sock.listen(BACKLOG)
+    sock.setblocking(False)
+    return sock
