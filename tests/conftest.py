@@ -13,7 +13,7 @@ KERNEL_TIERS = {"bpf", "netns", "clients"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Whatever uses a lab or is in a kernel tier's folder needs root; without it, it is skipped and says so."""
+    """Whatever uses a lab or is in a kernel tier needs root; without it, it is skipped and says so."""
     tests = config.rootpath / "tests"
     for item in items:
         tier = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -24,9 +25,9 @@ MARK = b"a frame made by hand"
 
 
 def host_state() -> tuple[set[str], set[str]]:
-    """The namespaces by name and the links that this namespace has."""
-    run = Path("/run/netns")
-    return {path.name for path in run.iterdir()} if run.exists() else set(), links()
+    """This process's namespaces, by name, and the links outside of them that a lab might have made."""
+    names = {path.name for path in Path("/run/netns").glob(f"lab{os.getpid()}x*")}
+    return names, links() & {"br0", "uplink", "eth0", "tap1", "tap2", "tap3"}
 
 
 def links() -> set[str]:
