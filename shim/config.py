@@ -6,7 +6,6 @@ Every error is a ConfigError that names the file, the field, and what is allowed
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import json
 import tomllib
@@ -325,6 +324,8 @@ def _blame(message: str) -> tuple[str, str]:
 def _known(given: dict[str, Any], allowed: list[str], what: str) -> None:
     for key in given:
         if key not in allowed:
+            import difflib  # 10 ms, and only a mistake needs it
+
             near = difflib.get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(allowed)}"
             raise ConfigError(what.format(key), hint)

@@ -155,7 +155,7 @@ def _problem(status: int, raw: bytes) -> MetashimError:
 
 def _unreachable(path: Path, error: Exception) -> UnreachableError:
     if isinstance(error, PermissionError):
-        return UnreachableError(f"no permission for {path}", "run as root, or join the group of control.group")
+        return UnreachableError(f"no permission for {path}", "run as root, or join the configured group")
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
         return UnreachableError(
             f"no agent answers on {path}",

@@ -63,7 +63,7 @@ class InstancesView(msgspec.Struct, frozen=True):
 
 
 class InstanceView(msgspec.Struct, frozen=True):
-    """GET /v1/instances/<uuid>. `document` is what an operator wrote, None (revision 0) when there is none."""
+    """GET /v1/instances/<uuid>. `document` is None (revision 0) when no operator wrote one."""
 
     instance: UUID
     policy: PolicyView
@@ -109,7 +109,7 @@ class CountersView(msgspec.Struct, frozen=True):
 
 
 class EventView(msgspec.Struct, frozen=True):
-    """Something that happened. `kind` is refusal (`reason`: a verdict's label), port, policy, proxy, agent."""
+    """Something that happened. `kind` is refusal (`reason`: the verdict), port, policy, proxy, agent."""
 
     seq: int
     time: float

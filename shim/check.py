@@ -1,0 +1,257 @@
+"""Whether this host can run metashim: each finding with what to do about it.
+
+Nothing on the host is changed: what must be tried is tried in a network namespace of its own, which
+goes away with the child that made it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import grp
+import json
+import os
+import platform
+import pwd
+import re
+import resource
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from pathlib import Path
+from typing import Any, Literal
+
+from shim.config import SLOTS_V4, SLOTS_V6, Config
+
+KERNEL_MIN = (5, 10)  # bpf_redirect_peer()
+FILTER_PRIORITY = 7  # ours, on every tap
+CHILD_SECONDS = 20
+SPARE_FILES = 100  # beyond one a connection: listeners, the store, the feed, the journal
+
+BPF_MAP_CREATE, BPF_MAP_TYPE_ARRAY = 0, 2  # linux/bpf.h
+_BPF_SYSCALL = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64": 280}
+
+Network = IPv4Network | IPv6Network
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: ok, warn (it runs, but) or fail (it does not), and what to do."""
+
+    level: Level
+    what: str
+    hint: str = ""
+
+
+def findings(config: Config) -> list[Finding]:
+    """Everything there is to say of this host, in the order in which to mend it."""
+    return [
+        *_system(),
+        *_bpffs(config),
+        *_software(),
+        *_kernel_trial(),
+        *_accounts(config),
+        *_filters(config),
+        *_rules(config),
+        *_addresses(config),
+    ]
+
+
+def _system() -> Iterator[Finding]:
+    root = os.geteuid() == 0
+    yield Finding("ok", "root") if root else Finding("fail", "not root", "run `sudo metashim check`")
+    release = platform.release()
+    if _version(release) >= KERNEL_MIN:
+        yield Finding("ok", f"kernel {release}")
+    else:
+        yield Finding("fail", f"kernel {release} is too old", "5.10 or newer can redirect to a peer")
+    if root:
+        yield _bpf_syscall()
+
+
+def _bpf_syscall() -> Finding:
+    """Make a map by bpf(2) and let it go: the kernel may be built or locked down without."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    attributes = struct.pack("=4I", BPF_MAP_TYPE_ARRAY, 4, 4, 1)  # type, key and value size, entries
+    number = _BPF_SYSCALL.get(platform.machine())
+    if number is None:
+        return Finding("warn", f"bpf(2) was not tried on {platform.machine()}", "the agent will try it")
+    fd = libc.syscall(number, BPF_MAP_CREATE, attributes, len(attributes))
+    if fd < 0:
+        what = f"bpf(2): {os.strerror(ctypes.get_errno())}"
+        return Finding("fail", what, "it takes CONFIG_BPF_SYSCALL in the kernel, and CAP_BPF in a container")
+    os.close(fd)
+    return Finding("ok", "bpf(2)")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+
+
+def _bpffs(config: Config) -> Iterator[Finding]:
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    if [config.host.bpffs, "bpf"] in [line.split()[1:3] for line in mounts]:
+        yield Finding("ok", f"bpf file system on {config.host.bpffs}")
+    else:
+        what = f"no bpf file system on {config.host.bpffs}"
+        yield Finding("warn", what, f"the agent mounts it; or `mount -t bpf bpf {config.host.bpffs}`")
+    try:
+        private = Path("/proc/self/ns/mnt").readlink() != Path("/proc/1/ns/mnt").readlink()
+    except OSError:
+        return  # only root may ask
+    if private:
+        what = "this is a private mount namespace: a bpf file system mounted here dies with it"
+        yield Finding("warn", what, "start the agent outside of `ip netns exec` and of unshare")
+
+
+def _software() -> Iterator[Finding]:
+    status, _, errors = _run([sys.executable, "-c", "import bcc; bcc.BPF"])  # 60 MB: in a child
+    if status == 0:
+        yield Finding("ok", "bcc for Python")
+    else:
+        reason = errors.strip().splitlines()[-1:] or ["no answer"]
+        hint = "apt install python3-bpfcc, and make the venv with --system-site-packages"
+        yield Finding("fail", f"bcc cannot be imported: {reason[0]}", hint)
+    if Path("/usr/include/linux/bpf.h").exists():
+        yield Finding("ok", "kernel headers for user space")
+    else:
+        yield Finding("fail", "no /usr/include/linux/bpf.h", "apt install linux-libc-dev")
+    for command, package in ((["nft", "--version"], "nftables"), (["tc", "-V"], "iproute2")):
+        status, output, _ = _run(command)
+        if status == 0:
+            yield Finding("ok", output.strip())
+        else:
+            yield Finding("fail", f"no {command[0]}", f"apt install {package}")
+
+
+_TRIALS = (
+    ("veth pairs", "ip link add msck0 type veth peer name msck1", "modprobe veth"),
+    ("tap devices", "ip tuntap add dev msck2 mode tap", "modprobe tun"),
+    ("clsact for tc", "tc qdisc add dev msck0 clsact", "modprobe sch_ingress"),
+    ("tc's bpf filter", "tc filter add dev msck0 ingress bpf da bytecode '1,6 0 0 0'", "modprobe cls_bpf"),
+    (
+        "nftables at ingress",
+        "nft 'add table netdev msck; "
+        "add chain netdev msck c {type filter hook ingress device msck0 priority 0;}'",
+        "modprobe nf_tables",
+    ),
+)
+
+
+def _kernel_trial() -> Iterator[Finding]:
+    if os.geteuid() != 0:
+        yield Finding("warn", "links, tc and nft were not tried", "that needs root")
+        return
+    script = "".join(f"{command} >/dev/null 2>&1; echo $?\n" for _, command, _ in _TRIALS)
+    status, output, errors = _run(["unshare", "--net", "sh", "-c", script])
+    results = output.split()
+    if status != 0 or len(results) != len(_TRIALS):
+        what = f"no network namespace can be made: {errors.strip()}"
+        yield Finding("fail", what, "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN")
+        return
+    for (what, command, hint), result in zip(_TRIALS, results, strict=True):
+        yield Finding("ok", what) if result == "0" else Finding("fail", f"no {what} (`{command}`)", hint)
+
+
+def _accounts(config: Config) -> Iterator[Finding]:
+    user = config.proxy.user
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        hint = f"useradd --system --no-create-home --shell /usr/sbin/nologin {user}"
+        yield Finding("fail", f"no user {user} for the proxy", hint)
+    else:
+        fault = Finding("fail", f"the proxy's user {user} is root", "proxy.user must be without privileges")
+        yield fault if uid == 0 else Finding("ok", f"user {user} for the proxy")
+    group = config.control.group
+    if group and group not in {entry.gr_name for entry in grp.getgrall()}:
+        yield Finding("fail", f"no group {group} for the control socket", f"groupadd --system {group}")
+    files, wanted = resource.getrlimit(resource.RLIMIT_NOFILE)[1], config.proxy.connections + SPARE_FILES
+    if files != resource.RLIM_INFINITY and files < wanted:
+        hint = f"set LimitNOFILE={wanted} in the unit, or lower proxy.connections"
+        yield Finding("warn", f"only {files} open files allowed, {wanted} wanted", hint)
+    else:
+        yield Finding("ok", f"open files: {wanted} of {files if files >= 0 else 'any number'}")
+
+
+def _filters(config: Config) -> Iterator[Finding]:
+    """Filters of others that see a tap's frames before ours."""
+    taps = [name for name in _links() if any(fnmatchcase(name, p) for p in config.datapath.taps)]
+    found = False
+    for tap in taps:
+        for entry in _json(["tc", "-j", "filter", "show", "dev", tap, "ingress"]):
+            if entry.get("pref", FILTER_PRIORITY) < FILTER_PRIORITY and "options" in entry:
+                found = True
+                what = f"{tap}: a {entry.get('kind')} filter of priority {entry['pref']} comes before ours"
+                hint = f"give it one above {FILTER_PRIORITY}, unless it lets metadata pass"
+                yield Finding("warn", what, hint)
+    if not found:
+        yield Finding("ok", f"no filter is in the way on {len(taps)} guarded taps")
+
+
+def _links() -> list[str]:
+    return sorted(entry["ifname"] for entry in _json(["ip", "-j", "link", "show"]))
+
+
+def _rules(config: Config) -> Iterator[Finding]:
+    """Tables of others that speak of a service address."""
+    output = _run(["nft", "list", "ruleset"])[1]
+    addresses = [re.escape(address) for address in config.datapath.service_addresses]
+    word = re.compile(rf"(?<![\w.:])({'|'.join(addresses)})(?![\w.:])")
+    for block in re.split(r"^(?=table )", output, flags=re.MULTILINE):
+        table = block.partition("{")[0].strip()
+        hit = word.search(block)
+        if hit and not table.split()[-1].startswith(config.host.name):
+            what = f"nftables: {table} has rules for {hit[1]}"
+            yield Finding("warn", what, f"see `nft list {table}`: remove what served metadata before")
+
+
+def _addresses(config: Config) -> Iterator[Finding]:
+    """Addresses and routes of the host's own that are, or lie within, those that metashim uses."""
+    ours: list[Network] = [SLOTS_V4, SLOTS_V6, *map(ip_network, config.datapath.service_addresses)]
+    found = False
+    for kind, where, text in _host_networks():
+        network = ip_network(text, strict=False)
+        for own in ours:
+            if where != f"{config.host.name}0" and _within(network, own):
+                found = True
+                what = f"the host has the {kind} {text} on {where}, which is within {own}"
+                yield Finding("warn", what, "guests' metadata is not affected; the host's own traffic may be")
+    if not found:
+        yield Finding("ok", "no address or route of the host clashes")
+
+
+def _within(network: Network, own: Network) -> bool:
+    if isinstance(network, IPv4Network):
+        return isinstance(own, IPv4Network) and network.subnet_of(own)
+    return isinstance(own, IPv6Network) and network.subnet_of(own)
+
+
+def _host_networks() -> Iterator[tuple[str, str, str]]:
+    """(address or route, interface, network) of this namespace."""
+    for link in _json(["ip", "-j", "addr", "show"]):
+        for address in link.get("addr_info", []):
+            yield "address", link["ifname"], str(ip_interface(address["local"]).network)
+    for family in ("-4", "-6"):
+        for route in _json(["ip", "-j", family, "route", "show"]):
+            if route.get("dst", "default") != "default":
+                yield "route", route.get("dev", "?"), route["dst"]
+
+
+def _json(command: list[str]) -> list[dict[str, Any]]:
+    status, output, _ = _run(command)
+    found = json.loads(output or "[]") if status == 0 else []
+    return [entry for entry in found if entry]
+
+
+def _run(command: list[str]) -> tuple[int, str, str]:
+    """Exit status, output and errors of a child; 127 when it cannot be started or does not end."""
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 127, "", str(error)
+    return ended.returncode, ended.stdout, ended.stderr

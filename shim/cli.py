@@ -1,0 +1,443 @@
+"""The operators' verbs. Each talks to the running agent; `agent`, `check` and `teardown` are the host's own.
+
+What a verb needs is imported when it runs, so that the short ones start fast, and bcc never is.
+Whatever goes wrong is two lines on standard error: what happened, then what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shim import __version__, errors
+from shim.errors import InputError, MetashimError
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from shim.config import Config
+    from shim.control.client import Client
+    from shim.control.shapes import EventView, PolicyView
+
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic in newer releases only
+
+COMPLETION_SECONDS = 0.2
+FOLLOW_SECONDS = 25  # one long poll of `events --follow`
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell reports SIGINT and SIGPIPE
+
+_FAMILIES = (
+    (errors.ConfigError, "the configuration is wrong"),
+    (errors.InputError, "an argument or a document is wrong"),
+    (errors.NotFoundError, "no such instance or tap"),
+    (errors.ConflictError, "it contradicts what is there"),
+    (errors.KernelError, "the kernel refused"),
+    (errors.StoreError, "the store cannot be used"),
+    (errors.UnreachableError, "the agent does not answer"),
+)
+_CODES = (
+    "0 done",
+    "1 `check` found a fault, or another failure",
+    "2 wrong usage",
+    *(f"{family.exit_code} {words}" for family, words in _FAMILIES),
+)
+EPILOG = "\b\nExit status:\n" + "\n".join(f"  {line}" for line in _CODES)
+
+
+class Session:
+    """What the global options say."""
+
+    def __init__(self, config: Path | None, socket: Path | None) -> None:
+        self._config, self._socket = config, socket
+
+    def config(self) -> Config:
+        """The configuration. Raises ConfigError."""
+        from shim.config import load
+
+        return load(self._config)
+
+    def client(self, timeout: float = 30.0) -> Client:
+        """The way to the agent."""
+        from shim.control.client import Client
+
+        return Client(self._socket or self.config().control_socket, timeout)
+
+
+class InstanceType(ParamType):
+    """An instance's uuid, completed from those that the agent knows."""
+
+    name = "instance"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
+        """The uuid, however it is spelt. Raises InputError."""
+        return _uuid(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """The known instances."""
+        names = _known(ctx, lambda client: [str(i.instance) for i in client.instances()])
+        return _matching(incomplete, names)
+
+
+class TapType(ParamType):
+    """The name of a tap, completed from those that the agent guards."""
+
+    name = "tap"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """The guarded taps."""
+        return _matching(incomplete, _known(ctx, lambda client: [port.tap for port in client.ports()]))
+
+
+class InstanceOrTapType(TapType):
+    """Either of them."""
+
+    name = "instance or tap"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """The known instances and the guarded taps."""
+        instances = InstanceType().shell_complete(ctx, param, incomplete)
+        return instances + super().shell_complete(ctx, param, incomplete)
+
+
+def _uuid(text: str) -> UUID:
+    from shim.core.instance import parse_instance
+
+    try:
+        return parse_instance(text)
+    except ValueError as error:
+        raise InputError(str(error), "`metashim list` shows those that are known") from None
+
+
+def _maybe_uuid(text: str | None) -> UUID | None:
+    try:
+        return _uuid(text or "")
+    except InputError:
+        return None
+
+
+def _known(ctx: click.Context, ask: Callable[[Client], list[str]]) -> list[str]:
+    """Names for completion; none when the agent does not answer soon."""
+    options = ctx.find_root().params
+    try:
+        return ask(Session(options.get("config"), options.get("socket")).client(COMPLETION_SECONDS))
+    except MetashimError:
+        return []
+
+
+def _matching(incomplete: str, names: Iterable[str]) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(name) for name in sorted(set(names)) if name.startswith(incomplete)]
+
+
+_PATH = click.Path(path_type=Path)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+_netns_option = click.option("--netns", default="", metavar="NAME", help="Namespace that the tap is in.")
+
+
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(epilog=EPILOG, context_settings=_HELP)
+@click.option("--config", type=_PATH, help="Configuration file.  [default: /etc/metashim/metashim.toml]")
+@click.option("--socket", type=_PATH, help="The agent's control socket, instead of the configured one.")
+@click.version_option(__version__, prog_name="metashim")
+@click.pass_context
+def cli(ctx: click.Context, config: Path | None, socket: Path | None) -> None:
+    """Metadata for every guest of this hypervisor, told apart by the tap it speaks through."""
+    ctx.obj = Session(config, socket)
+
+
+@cli.command()
+@click.pass_obj
+def agent(session: Session) -> int:
+    """Run the privileged side, until SIGTERM."""
+    config = session.config()
+    from shim import agent as privileged
+
+    return int(privileged.run(config))
+
+
+@cli.command()
+@_json_option
+@click.pass_obj
+def status(session: Session, as_json: bool) -> None:
+    """How the agent, the datapath and the proxy are."""
+    view = session.client().status()
+    _show(as_json, view, lambda text: text.status(view))
+
+
+@cli.command("list")
+@_json_option
+@click.pass_obj
+def list_(session: Session, as_json: bool) -> None:
+    """Guarded taps and known instances."""
+    client = session.client()
+    ports, instances = client.ports(), client.instances()
+    _show(as_json, {"ports": ports, "instances": instances}, lambda text: text.listing(ports, instances))
+
+
+@cli.command()
+@click.argument("instance", type=InstanceType())
+@_json_option
+@click.pass_obj
+def show(session: Session, instance: UUID, as_json: bool) -> None:
+    """One instance: its policy, taps and document."""
+    view = session.client().instance(instance)
+    _show(as_json, view, lambda text: text.instance(view))
+
+
+@cli.command("set")
+@click.argument("instance", type=InstanceType())
+@click.argument("file", type=click.Path(allow_dash=True))
+@_json_option
+@click.pass_obj
+def set_(session: Session, instance: UUID, file: str, as_json: bool) -> None:
+    """Write an instance's document from a file.
+
+    FILE holds JSON or TOML; - is standard input.
+    """
+    revision = session.client().put_document(instance, _document(file))
+    words = f"document of {instance}: revision {revision}"
+    _say(as_json, {"instance": instance, "revision": revision}, words)
+
+
+@cli.command()
+@click.argument("tap", type=TapType())
+@click.argument("instance", type=InstanceType())
+@_netns_option
+@_json_option
+@click.pass_obj
+def attach(session: Session, tap: str, instance: UUID, netns: str, as_json: bool) -> None:
+    """Say by hand which instance is behind a tap."""
+    session.client().attach(tap, instance, netns)
+    _say(as_json, {"tap": tap, "netns": netns, "instance": instance}, f"{tap} is {instance}'s")
+
+
+@cli.command()
+@click.argument("tap", type=TapType())
+@_netns_option
+@_json_option
+@click.pass_obj
+def detach(session: Session, tap: str, netns: str, as_json: bool) -> None:
+    """Take an attach back."""
+    session.client().detach(tap, netns)
+    _say(as_json, {"tap": tap, "netns": netns}, f"{tap} is detached")
+
+
+_family_option = click.option(
+    "--family", type=click.Choice(["4", "6", "both"]), default="both", show_default=True, help="IP version."
+)
+
+
+@cli.command()
+@click.argument("instances", type=InstanceType(), nargs=-1, required=True, metavar="INSTANCE...")
+@_family_option
+@_json_option
+@click.pass_obj
+def enable(session: Session, instances: tuple[UUID, ...], family: str, as_json: bool) -> int:
+    """Serve instances again."""
+    return _switch(session, instances, "open", family, as_json)
+
+
+@cli.command()
+@click.argument("instances", type=InstanceType(), nargs=-1, required=True, metavar="INSTANCE...")
+@click.option(
+    "--how",
+    type=click.Choice(["reset", "drop", "403"]),
+    default="reset",
+    show_default=True,
+    help="Refuse by a TCP reset, by silence, or by the proxy's HTTP 403.",
+)
+@_family_option
+@_json_option
+@click.pass_obj
+def disable(session: Session, instances: tuple[UUID, ...], how: str, family: str, as_json: bool) -> int:
+    """Refuse instances; returns when the kernel does."""
+    return _switch(session, instances, how, family, as_json)
+
+
+@cli.command()
+@click.argument("which", type=InstanceOrTapType(), required=False, metavar="[INSTANCE|TAP]")
+@_netns_option
+@_json_option
+@click.pass_obj
+def counters(session: Session, which: str | None, netns: str, as_json: bool) -> None:
+    """Packets by verdict: of all taps, of an instance's, or of one."""
+    instance = _maybe_uuid(which)
+    views = session.client().counters(instance, None if instance else which, netns)
+    _show(as_json, {"ports": views}, lambda text: text.counters(views))
+
+
+@cli.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on until interrupted.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.pass_obj
+def events(session: Session, follow: bool, as_json: bool) -> None:
+    """What happened lately: refusals, taps, policy."""
+    client, after = session.client(), 0
+    while True:
+        view = client.events(after, FOLLOW_SECONDS if follow and after else 0)
+        if view.missed and after:
+            click.echo(f"{view.missed} events came too fast and are lost", err=True)
+        for event in view.events:
+            _show(as_json, event, partial(_print_event, event), indent=0)
+        if not follow:
+            return
+        after = max(view.next, 1)
+
+
+@cli.command()
+@_json_option
+@click.pass_obj
+def check(session: Session, as_json: bool) -> int:
+    """Whether this host can run metashim, and what to do if not."""
+    from shim.check import findings
+
+    found = findings(session.config())
+    _show(as_json, {"findings": found}, lambda text: text.findings((f.level, f.what, f.hint) for f in found))
+    return int(any(finding.level == "fail" for finding in found))
+
+
+@cli.command()
+@_json_option
+@click.pass_obj
+def teardown(session: Session, as_json: bool) -> None:
+    """Remove all that metashim made in the kernel.
+
+    Stop the agent first. Guests have no metadata afterwards; what operators wrote is kept.
+    """
+    config = session.config()
+    from shim import agent as privileged
+
+    privileged.teardown(config)
+    _say(as_json, {"removed": config.host.name}, f"all of {config.host.name} is removed from the kernel")
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def completion(shell: str, as_json: bool) -> None:
+    """Print shell completion: source <(metashim completion bash)."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise InputError(f"no completion for {shell}", "bash, zsh and fish have one")
+    one = kind(cli, {}, "metashim", "_METASHIM_COMPLETE")
+    script = one.source_template % one.source_vars()  # source() would ask a bash for its version
+    _say(as_json, {"shell": shell, "script": script}, script)
+
+
+def _print_event(event: EventView, text: Any) -> None:
+    text.event(event)
+
+
+def _switch(session: Session, instances: Sequence[UUID], how: str, family: str, as_json: bool) -> int:
+    """Set the access of each instance; the first failure's exit status, after all have been tried."""
+    import time
+
+    from shim.core.policy import Access, Family
+
+    families = list(Family) if family == "both" else [Family(family)]
+    client, done, failed = session.client(), [], []
+    for instance in dict.fromkeys(instances):
+        began = time.perf_counter()
+        try:
+            policy = client.set_policy(instance, Access(how), families)
+        except MetashimError as error:
+            failed.append((instance, error))
+        else:
+            done.append((instance, policy, time.perf_counter() - began))
+    _switched(as_json, done, failed)
+    return failed[0][1].exit_code if failed else 0
+
+
+def _switched(
+    as_json: bool,
+    done: list[tuple[UUID, PolicyView, float]],
+    failed: list[tuple[UUID, MetashimError]],
+) -> None:
+    from shim.control import text
+
+    if as_json:
+        results = [{"instance": i, "policy": p, "milliseconds": round(s * 1000, 3)} for i, p, s in done]
+        errors = [{"instance": i, "error": str(e), "hint": e.hint} for i, e in failed]
+        _print_json({"done": results, "failed": errors})
+    else:
+        for instance, policy, seconds in done:
+            click.echo(f"{instance}: {text.access(policy.v4, policy.v6)} after {text.duration(seconds)}")
+    for instance, error in failed:
+        _complain(f"{instance}: {error}", error.hint)
+
+
+def _document(file: str) -> bytes:
+    """The document in a file as JSON: JSON goes as it is, TOML is turned into it. Raises InputError."""
+    try:
+        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}", "name a file with a JSON or TOML document") from None
+    if raw.lstrip()[:1] in (b"{", b"[") and not file.endswith(".toml"):
+        return raw
+    import tomllib
+
+    import msgspec
+
+    try:
+        return msgspec.json.encode(tomllib.loads(raw.decode()))
+    except ValueError as error:
+        hint = "write a JSON object, or TOML as in: hostname = 'web1'"
+        raise InputError(f"{file}: neither JSON nor TOML: {error}", hint) from None
+
+
+def _show(as_json: bool, view: object, print_text: Callable[[Any], None], indent: int = 2) -> None:
+    if as_json:
+        _print_json(view, indent)
+        return
+    from shim.control import text
+
+    print_text(text)
+
+
+def _say(as_json: bool, view: object, words: str) -> None:
+    _print_json(view) if as_json else click.echo(words)
+
+
+def _print_json(view: object, indent: int = 2) -> None:
+    import msgspec
+
+    raw = msgspec.json.encode(view)
+    click.echo(msgspec.json.format(raw, indent=indent) if indent else raw)
+
+
+def _complain(what: str, hint: str) -> None:
+    from shim.control.text import clean
+
+    click.echo(f"metashim: {clean(what)}", err=True)
+    if hint:
+        click.echo(f"  {clean(hint)}", err=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; its exit status."""
+    try:
+        return int(cli.main(arguments, prog_name="metashim", standalone_mode=False) or 0)
+    except MetashimError as error:
+        _complain(str(error), error.hint)
+        return error.exit_code
+    except click.ClickException as error:
+        verb = getattr(error, "ctx", None)
+        _complain(error.format_message(), f"see `{verb.command_path if verb else 'metashim'} --help`")
+        return 2
+    except click.Abort:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        return BROKEN_PIPE

@@ -1,0 +1,216 @@
+"""The API's answers as text for people: aligned columns, few words; colour on a terminal only.
+
+Names and texts come from the kernel and from operators, so control characters in them are shown as `?`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from shim.control import shapes
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_COLOURS = {
+    "serving": "green",
+    "ok": "green",
+    "refused": "yellow",
+    "warn": "yellow",
+    "no-identity": "red",
+    "failed": "red",
+    "fail": "red",
+}
+_FLOW = ("opened", "delivered", "replied")
+_PASSED = {*_FLOW, "arp_answered", "nd_answered", "echo_answered"}
+_SECRET = ("user_data", "user_data_base64", "vendor_data", "vendor_data2")
+
+
+def clean(text: object) -> str:
+    """Text that cannot steer a terminal or forge a line."""
+    return _CONTROL.sub("?", str(text))
+
+
+def duration(seconds: float) -> str:
+    """A span in at most two units: `3 h 12 min`, `40 ms`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
+    whole = int(seconds)
+    for size, unit, small, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // small
+            return f"{whole // size} {unit}" + (f" {rest} {below}" if rest else "")
+    return f"{whole} s"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under their heads; nothing is cut when the output is a file or a pipe."""
+    cells = [[clean(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _rich_table(columns, cells)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for row in [list(columns), *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _rich_table(columns: Sequence[str], cells: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in shown.columns:
+        column.no_wrap, column.overflow = True, "fold"
+    for row in cells:
+        shown.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+    Console(highlight=False, soft_wrap=True).print(shown)
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> None:
+    """Print one fact a line, names in a column of their own; an empty name continues the fact above."""
+    shown = [(name, clean(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        print(f"{name.ljust(width)}  {value}".rstrip())
+
+
+def access(v4: str, v6: str) -> str:
+    """Access over both families in as few words as it takes."""
+    return v4 if v4 == v6 else f"IPv4 {v4}, IPv6 {v6}"
+
+
+def status(view: shapes.StatusView) -> None:
+    """The agent's state in six lines, then what is not well."""
+    total = sum(view.states.values())
+    states = ", ".join(f"{count} {name}" for name, count in view.states.items() if count)
+    up = sum(worker.pid > 0 for worker in view.workers)
+    connections = sum(worker.connections for worker in view.workers)
+    restarts = sum(worker.restarts for worker in view.workers)
+    proxy = f"{up} of {len(view.workers)} workers up, {connections} connections, {restarts} restarts"
+    ports = ", ".join(map(str, view.service_ports))
+    ailments = [(f"{a.part}: {a.what}", a.hint) for a in view.ailments]
+    facts(
+        [
+            ("agent", f"{view.version}, pid {view.pid}, up {duration(view.uptime_seconds)}"),
+            ("datapath", view.datapath),
+            ("service", f"{', '.join(view.service_addresses)}; port {ports}"),
+            ("taps", f"{total}: {states}" if total else "none"),
+            ("instances", view.instances),
+            ("proxy", proxy),
+            ("health", "well" if not ailments else f"{len(ailments)} not well"),
+            *(("", line) for what, hint in ailments for line in (f"- {what}", f"  {hint}") if line.strip()),
+        ]
+    )
+
+
+def listing(ports: list[shapes.PortView], instances: list[shapes.InstanceSummary]) -> None:
+    """One line a tap, then the instances that have none."""
+    seen = {port.instance for port in ports}
+    rows = [
+        (_tap(p.netns, p.tap), p.instance or "-", p.state, _access(p), p.source or "-")
+        for p in sorted(ports, key=lambda p: (p.netns, _natural(p.tap)))
+    ]
+    rows += [
+        ("-", i.instance, "no tap", access(i.policy.v4, i.policy.v6), "-")
+        for i in sorted(instances, key=lambda i: str(i.instance))
+        if i.instance not in seen
+    ]
+    if rows:
+        table(("TAP", "INSTANCE", "STATE", "ACCESS", "FROM"), rows)
+    else:
+        print("no taps and no instances yet: a tap joins when it matches datapath.taps")
+    for port in ports:
+        if note := port.error or port.conflict:
+            print(f"{_tap(port.netns, port.tap)}: {clean(note)}")
+
+
+def _access(port: shapes.PortView) -> str:
+    return access(port.v4, port.v6) if port.instance else "-"
+
+
+def instance(view: shapes.InstanceView) -> None:
+    """One instance: policy, taps, document."""
+    policy = view.policy
+    origin = "" if policy.own else " (default)"
+    taps: list[tuple[str, object]] = [
+        ("taps" if not n else "", f"{_tap(p.netns, p.tap)}  {p.state}" + (f": {p.error}" if p.error else ""))
+        for n, p in enumerate(view.ports)
+    ]
+    facts(
+        [
+            ("instance", view.instance),
+            ("access", access(policy.v4, policy.v6) + origin),
+            ("hop limit", policy.hop_limit),
+            *(taps or [("taps", "none")]),
+            ("document", f"revision {view.revision}" if view.document is not None else "none"),
+            *((f"  {name}", _member(name, value)) for name, value in (view.document or {}).items() if value),
+        ]
+    )
+
+
+def counters(views: list[shapes.CounterView]) -> None:
+    """One port in full, or several side by side."""
+    if len(views) == 1:
+        most_first = sorted(views[0].counters.items(), key=lambda item: item[1], reverse=True)
+        table(("VERDICT", "PACKETS"), most_first)
+        return
+    rows = []
+    for view in sorted(views, key=lambda v: (v.netns, _natural(v.tap))):
+        flow = (view.counters.get(name, 0) for name in _FLOW)
+        rows.append((_tap(view.netns, view.tap), view.instance or "-", *flow, _refusals(view.counters)))
+    table(("TAP", "INSTANCE", "OPENED", "DELIVERED", "REPLIED", "REFUSED"), rows)
+
+
+def event(view: shapes.EventView) -> None:
+    """One line: local time, kind, tap, reason and words."""
+    stamp = time.strftime("%H:%M:%S", time.localtime(view.time)) + f".{int(view.time % 1 * 1000):03d}"
+    about = _tap(view.netns, view.tap) if view.tap else "-"
+    words = " ".join(filter(None, (view.reason, view.text, str(view.instance or ""))))
+    print(f"{stamp}  {view.kind:<8}  {clean(about):<15}  {clean(words)}", flush=True)
+
+
+def _coloured(word: str) -> str:
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return word
+    return click.style(word, fg=_COLOURS[word])
+
+
+def _refusals(counters: dict[str, int]) -> int:
+    return sum(count for name, count in counters.items() if name not in _PASSED)
+
+
+def _tap(netns: str, tap: str) -> str:
+    return f"{netns}/{tap}" if netns else tap
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts tap2 before tap10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _member(name: str, value: Any) -> str:
+    """A document's member on one line; what may be secret or long is shown by its size."""
+    if name in _SECRET:
+        return f"({len(str(value).encode())} bytes)"
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def findings(found: Iterable[tuple[str, str, str]]) -> None:
+    """What `check` found, one a line, what to do below it, and the sum."""
+    levels = []
+    for level, what, hint in found:
+        levels.append(level)
+        print(f"{_coloured(level)}{' ' * (4 - len(level))}  {clean(what)}")
+        if hint and level != "ok":
+            print(f"      {clean(hint)}")
+    faults, warnings = levels.count("fail"), levels.count("warn")
+    print("this host is ready" if not faults else f"{faults} to mend first", end="")
+    print(f"; {warnings} to know of" if warnings else "")
