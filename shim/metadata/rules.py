@@ -117,7 +117,7 @@ def subnet(where: str, value: str) -> Subnet:
 
 
 def _usable(where: str, text: str, parsed: Address) -> None:
-    if isinstance(parsed, ipaddress.IPv6Address) and (parsed.scope_id or parsed.ipv4_mapped):
+    if "%" in text or (isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped):
         refuse(where, f"{text} has a zone or an IPv4 address inside", "write a plain IPv6 address")
     if parsed.is_multicast or parsed.is_unspecified or parsed.is_loopback or parsed == _BROADCAST:
         refuse(where, f"{text} is no unicast address", "write an address that one host can have")
