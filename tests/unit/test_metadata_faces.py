@@ -92,7 +92,8 @@ class TestPaths:
         "path",
         [
             "//", "//latest", "/latest//meta-data", "/latest/meta-data//", "/latest/./meta-data",
-            "/latest/..", "/latest/%2e%2e/latest", "/latest%2fmeta-data", "/latest/meta-data/instance-id/more", "/Latest",
+            "/latest/..", "/latest/%2e%2e/latest", "/latest%2fmeta-data", "/Latest",
+            "/latest/meta-data/instance-id/more",
             "/latest/meta-data/nothing", "/latest/user-data", "/latest/meta-data/public-keys", "/nothing",
             "/latest/api/token", "/latest/meta-data/tags", "/openstack/content/0000",
             "/openstack/latest/user_data",

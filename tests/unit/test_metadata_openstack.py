@@ -118,7 +118,8 @@ class TestNetworkData:
     def test_one_interface(self) -> None:
         found = network_data({
             "mac": MAC.upper(), "mtu": 1450,
-            "addresses": ["192.0.2.10/24", "2001:db8::5/64", "192.0.2.11/25"], "gateway4": "192.0.2.1", "gateway6": "fe80::1", "dns": ["192.0.2.53", "192.0.2.53"],
+            "addresses": ["192.0.2.10/24", "2001:db8::5/64", "192.0.2.11/25"],
+            "gateway4": "192.0.2.1", "gateway6": "fe80::1", "dns": ["192.0.2.53", "192.0.2.53"],
             "routes": [
                 {"to": "198.51.100.0/24", "via": "192.0.2.9"},
                 {"to": "2001:db8:1::/48", "via": "fe80::2"},
