@@ -133,10 +133,10 @@ async def _get_policy(call: _Call) -> Response:
 
 async def _put_policy(call: _Call) -> Response:
     instance, change = fields.instance(call.tail), fields.body(call.request.body, _PolicyChange, _POLICY)
-    if change.access is None and change.hop_limit is None:
-        raise InputError("nothing to change", 'give "access" (open, reset, drop, 403), "hop_limit", or both')
     if change.access is None and change.families is not None:
         raise InputError('"families" without "access"', 'add "access": the hop limit holds for both families')
+    if change.access is None and change.hop_limit is None:
+        raise InputError("nothing to change", 'give "access" (open, reset, drop, 403), "hop_limit", or both')
     if change.families == []:
         raise InputError('"families" is empty', 'name "4", "6" or both, or leave it out for both')
     if change.hop_limit is not None and not 1 <= change.hop_limit <= 64:

@@ -118,7 +118,7 @@ class Client:
         raw = self._send(method, path, body, wait)
         try:
             return msgspec.json.decode(raw, type=shape)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             raise UnreachableError(
                 f"the answer on {self._path} is not understood: {error}",
                 "the agent may be of another version: restart it after an upgrade",
@@ -148,7 +148,7 @@ def _query(**parameters: object) -> str:
 def _problem(status: int, raw: bytes) -> MetashimError:
     try:
         problem = msgspec.json.decode(raw, type=shapes.Problem)
-    except msgspec.MsgspecError:  # not from the API but from the server around it: overload, a fault
+    except (msgspec.MsgspecError, ValueError):  # not from the API but from the server around it: overload, a fault
         return UnreachableError(f"the agent answered with status {status}", "see its log; try again")
     return _FAMILIES.get(status, MetashimError)(problem.error, problem.hint)
 

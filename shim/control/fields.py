@@ -50,7 +50,7 @@ def body(raw: bytes, shape: type[T], hint: str) -> T:
     """The JSON of a request's body as one of the API's structs; `hint` says what it looks like."""
     try:
         return msgspec.json.decode(raw, type=shape)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: text not UTF-8
         raise InputError(f"the body: {_plain(error)}", hint) from None
 
 

@@ -1,0 +1,195 @@
+"""The control API's Operations in memory, and a plain stdlib server that puts the API on a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socketserver
+import threading
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+
+from shim.control import shapes
+from shim.control.api import Api
+from shim.core.exchange import Request
+from shim.core.policy import Access, Family, Policy
+from shim.errors import ConflictError, InputError, MetashimError, NotFoundError
+
+ONE = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
+TWO = UUID("c0ffee00-1111-4222-8333-444455556666")
+NOBODY = UUID("00000000-0000-4000-8000-00000000dead")
+
+
+class Memory:
+    """A tap of ONE's, one of TWO's, and one that nobody claims. The next operation raises `fail`."""
+
+    def __init__(self) -> None:
+        self.documents: dict[UUID, bytes] = {}
+        self.revision = 0
+        self.policies: dict[UUID, Policy] = {}
+        self.attached: dict[tuple[str, str], UUID] = {("rack1", "tap9"): TWO}
+        self.taps: dict[tuple[str, str], UUID | None] = {
+            ("", "tap10"): ONE,
+            ("", "tap2"): None,
+            ("rack1", "tap9"): TWO,
+        }
+        self.log: list[shapes.EventView] = []
+        self.waited: list[float] = []
+        self.fail: MetashimError | None = None
+        self.refuse: set[UUID] = set()
+
+    def _begin(self) -> None:
+        fail, self.fail = self.fail, None
+        if fail:
+            raise fail
+
+    def _port(self, netns: str, tap: str) -> shapes.PortView:
+        owner = self.taps[netns, tap]
+        policy = self._policy(owner) if owner else shapes.PolicyView("reset", "reset", 64, False)
+        state = "serving" if "open" in (policy.v4, policy.v6) else "refused"
+        state = state if owner else "no-identity"
+        source = "" if owner is None else "operator" if (netns, tap) in self.attached else "alias"
+        return shapes.PortView(tap, netns, 7, 1, 1, owner, source, state, policy.v4, policy.v6)
+
+    def _policy(self, instance: UUID) -> shapes.PolicyView:
+        policy = self.policies.get(instance, Policy())
+        own = instance in self.policies
+        return shapes.PolicyView(policy.v4.value, policy.v6.value, policy.hop_limit, own)
+
+    def _known(self) -> set[UUID]:
+        return {i for i in self.taps.values() if i} | set(self.documents) | set(self.policies)
+
+    async def status(self) -> shapes.StatusView:
+        self._begin()
+        ports = await self.ports()
+        states = {s: sum(p.state == s for p in ports) for s in ("serving", "refused", "no-identity")}
+        ill = [shapes.Ailment("identity", "file: bad", "mend it")]
+        workers = [shapes.WorkerView(4242, 3, 1), shapes.WorkerView(0, 0, 2)]
+        addresses = ["169.254.169.254", "fd00:ec2::254"]
+        return shapes.StatusView("0.1.0", 4141, 11530.5, "ebpf", addresses, [80], 2, states, workers, ill)
+
+    async def ports(self) -> list[shapes.PortView]:
+        self._begin()
+        return [self._port(*key) for key in self.taps]
+
+    async def instances(self) -> list[shapes.InstanceSummary]:
+        self._begin()
+        return [
+            shapes.InstanceSummary(i, self._policy(i), [t for (_, t), o in self.taps.items() if o == i])
+            for i in sorted(self._known())
+        ]
+
+    async def instance(self, instance: UUID) -> shapes.InstanceView:
+        self._begin()
+        if instance not in self._known():
+            raise NotFoundError(f"{instance} is not known", "`metashim list` shows those that are")
+        ports = [self._port(*key) for key, owner in self.taps.items() if owner == instance]
+        raw = self.documents.get(instance)
+        document, revision = (msgspec.json.decode(raw), self.revision) if raw else (None, 0)
+        return shapes.InstanceView(instance, self._policy(instance), ports, revision, document)
+
+    async def put_document(self, instance: UUID, raw: bytes) -> int:
+        self._begin()
+        try:
+            found = msgspec.json.decode(raw, type=dict)
+        except msgspec.MsgspecError as error:
+            raise InputError(f"the document: {error}", "write a JSON object") from None
+        if unknown := set(found) - {"hostname", "name", "user_data", "networks"}:
+            raise InputError(f"unknown field {min(unknown)!r}", "did you mean hostname?")
+        self.documents[instance] = raw
+        self.revision += 1
+        return self.revision
+
+    async def delete_instance(self, instance: UUID) -> None:
+        self._begin()
+        if self.documents.pop(instance, None) is None:
+            raise NotFoundError(f"{instance} has no document")
+
+    async def policy(self, instance: UUID) -> shapes.PolicyView:
+        self._begin()
+        return self._policy(instance)
+
+    async def set_policy(
+        self, instance: UUID, access: Access | None, families: frozenset[Family], hop_limit: int | None
+    ) -> shapes.PolicyView:
+        self._begin()
+        if instance in self.refuse:
+            raise ConflictError("not that one", "try another")
+        now = self.policies.get(instance, Policy())
+        now = now if access is None else now.with_access(access, families)
+        self.policies[instance] = now if hop_limit is None else Policy(now.v4, now.v6, hop_limit)
+        return self._policy(instance)
+
+    async def attachments(self) -> list[shapes.AttachmentView]:
+        self._begin()
+        return [shapes.AttachmentView(tap, owner, netns) for (netns, tap), owner in self.attached.items()]
+
+    async def attach(self, netns: str, tap: str, instance: UUID) -> None:
+        self._begin()
+        if self.attached.get((netns, tap), instance) != instance:
+            raise ConflictError(f"{tap} is attached to another", f"`metashim detach {tap}` first")
+        self.attached[netns, tap] = instance
+
+    async def detach(self, netns: str, tap: str) -> None:
+        self._begin()
+        if self.attached.pop((netns, tap), None) is None:
+            raise NotFoundError(f"{tap} is not attached", "see `metashim list`")
+
+    async def counters(self, instance: UUID | None, netns: str, tap: str | None) -> list[shapes.CounterView]:
+        self._begin()
+        keys = [k for k, o in self.taps.items() if (instance in (None, o)) and tap in (None, k[1])]
+        keys = [k for k in keys if tap is None or k[0] == netns]
+        if not keys:
+            raise NotFoundError("no such tap or instance", "see `metashim list`")
+        numbers = {"delivered": 1234, "replied": 999, "opened": 5, "wrong_port": 7, "spoofed_arp": 2}
+        return [shapes.CounterView(tap, netns, self.taps[netns, tap], numbers) for netns, tap in keys]
+
+    async def events(self, after: int, wait: float) -> shapes.EventsView:
+        self._begin()
+        self.waited.append(wait)
+        return shapes.EventsView([e for e in self.log if e.seq > after], len(self.log))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Host
+
+    def address_string(self) -> str:
+        return "operator"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        path, _, query = self.path.partition("?")
+        request = Request(self.command.encode(), path.encode(), query.encode(), (), body)
+        answer = asyncio.run(self.server.api.handle(request))
+        self.send_response_only(answer.status)
+        for name, value in answer.headers:
+            self.send_header(name.decode(), value.decode())
+        self.send_header("content-length", str(len(answer.body)))
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = _serve
+
+
+class Host(socketserver.ThreadingUnixStreamServer):
+    """The API on a real Unix socket, in a thread; a context manager."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path, operations: Memory) -> None:
+        super().__init__(str(path), _Handler)
+        self.api = Api(operations)
+
+    def __enter__(self) -> Host:
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
+        self.server_close()

@@ -1,0 +1,185 @@
+"""Settings: defaults, every field's limits, errors that name file, field and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shim.config import Config, load, parse, settings
+from shim.errors import ConfigError
+
+
+def refused(text: str) -> tuple[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode(), "m.toml")
+    assert str(caught.value).startswith("m.toml: ")
+    assert caught.value.hint
+    return str(caught.value), caught.value.hint
+
+
+def field(name: str, value: str) -> str:
+    table, key = name.split(".")
+    return f"[{table}]\n{key} = {value}\n"
+
+
+def test_an_empty_file_is_the_default() -> None:
+    assert parse(b"", "m.toml") == Config()
+
+
+def test_paths_follow_from_the_folders() -> None:
+    config = parse(b'[host]\nname="x"\nrun_dir="/r"\nstate_dir="/s"\nbpffs="/b"', "m.toml")
+    assert (str(config.control_socket), str(config.feed_socket)) == ("/r/control.sock", "/r/feed.sock")
+    assert (str(config.lock), str(config.store)) == ("/r/agent.lock", "/s/metashim.db")
+    assert str(config.pins) == "/b/x"
+
+
+def test_service_addresses_by_family() -> None:
+    data = Config().datapath
+    assert [str(a) for a in data.service_v4] == ["169.254.169.254"]
+    assert [str(a) for a in data.service_v6] == ["fd00:ec2::254", "fe80::a9fe:a9fe"]
+
+
+BAD = [
+    ("host.name", '"Upper"'),
+    ("host.name", '"thirteenchars"'),
+    ("host.name", '""'),
+    ("host.name", '"-x"'),
+    ("host.name", '"x\\n"'),
+    ("host.run_dir", '"relative"'),
+    ("host.run_dir", f'"/{"x" * 95}"'),
+    ("host.state_dir", '"a\\u0000b"'),
+    ("host.bpffs", "3"),
+    ("datapath.taps", "[]"),
+    ("datapath.taps", '"tap*"'),
+    ("datapath.taps", '["*"]'),
+    ("datapath.taps", '["l?"]'),
+    ("datapath.taps", '["sixteen-letters!"]'),
+    ("datapath.taps", '["a b"]'),
+    ("datapath.service_addresses", "[]"),
+    ("datapath.service_addresses", '["169.254.169"]'),
+    ("datapath.service_addresses", '["127.0.0.1"]'),
+    ("datapath.service_addresses", '["224.0.0.1"]'),
+    ("datapath.service_addresses", '["255.255.255.255"]'),
+    ("datapath.service_addresses", '["0.0.0.0"]'),
+    ("datapath.service_addresses", '["100.64.0.9"]'),
+    ("datapath.service_addresses", '["2001:db8::1"]'),
+    ("datapath.service_addresses", '["fd6d:7368:696d::1"]'),
+    ("datapath.service_addresses", '["fe80::1%eth0"]'),
+    ("datapath.service_addresses", '["fe80::1", "fe80:0::1"]'),
+    ("datapath.service_addresses", '["10.0.0.1","10.0.0.2","10.0.0.3","10.0.0.4","10.0.0.5"]'),
+    ("datapath.service_addresses", '["fd00::1","fd00::2","fd00::3","fd00::4","fd00::5"]'),
+    ("datapath.service_ports", "[0]"),
+    ("datapath.service_ports", "[65536]"),
+    ("datapath.service_ports", "[80, 80]"),
+    ("datapath.service_ports", "[1, 2, 3, 4, 5]"),
+    ("datapath.service_ports", "[]"),
+    ("datapath.max_ports", "0"),
+    ("datapath.max_ports", "1048577"),
+    ("datapath.connection_rate", "0"),
+    ("datapath.connection_burst", "true"),
+    ("datapath.flows_per_port", "1.5"),
+    ("datapath.event_rate", "-1"),
+    ("datapath.hop_limit", "65"),
+    ("policy.enabled", '"yes"'),
+    ("identity.sources", "[]"),
+    ("identity.sources", '["file", "file"]'),
+    ("identity.sources", '["fil"]'),
+    ("identity.file", '"instances.toml"'),
+    ("proxy.workers", "0"),
+    ("proxy.user", '""'),
+    ("proxy.head_bytes", "1023"),
+    ("proxy.body_bytes", "-1"),
+    ("proxy.head_seconds", "0"),
+    ("proxy.idle_seconds", "3601"),
+    ("proxy.connections_per_instance", "5000"),
+    ("proxy.connections", "63"),
+    ("control.group", "0"),
+    ("log.level", '"loud"'),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_value_that_is_not_allowed_names_its_field(name: str, value: str) -> None:
+    what, hint = refused(field(name, value))
+    about = next(s for s in settings() if s.name == name)
+    if (name, value) == ("proxy.connections_per_instance", "5000"):
+        name = "proxy.connections"  # it is the total that is too small
+        about = next(s for s in settings() if s.name == name)
+    assert f"m.toml: {name}: " in what
+    assert about.sentence in hint and about.default in hint
+
+
+def test_every_setting_has_a_case_above() -> None:
+    assert {name for name, _ in BAD} == {s.name for s in settings()}
+
+
+GOOD = [
+    ("host.name", '"a-1"'),
+    ("host.run_dir", f'"/{"x" * 93}"'),
+    ("datapath.taps", '["tap?", "vnet[0-9]*"]'),
+    ("datapath.service_addresses", '["10.0.0.1","10.0.0.2","10.0.0.3","10.0.0.4","fd00::1"]'),
+    ("datapath.service_ports", "[80, 8080, 8775, 65535]"),
+    ("datapath.event_rate", "0"),
+    ("datapath.hop_limit", "1"),
+    ("proxy.connections", "64"),
+    ("control.group", '"libvirt"'),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), GOOD)
+def test_the_limits_themselves_are_allowed(name: str, value: str) -> None:
+    parse(field(name, value).encode(), "m.toml")
+
+
+def test_two_settings_that_fit_only_together() -> None:
+    config = parse(b"[proxy]\nconnections = 5\nconnections_per_instance = 4", "m.toml")
+    assert (config.proxy.connections, config.proxy.connections_per_instance) == (5, 4)
+
+
+def test_a_pattern_must_not_guard_metashims_own_link() -> None:
+    what, _ = refused('[host]\nname = "vnet-a"\n')
+    assert what == "m.toml: datapath.taps: 'vnet*' also matches metashim's own link vnet-a0"
+
+
+def test_near_misses_are_named() -> None:
+    assert refused("[datapth]\n") == ("m.toml: unknown table [datapth]", "did you mean datapath?")
+    what, hint = refused("[datapath]\nmax_port = 3\n")
+    assert (what, hint) == ("m.toml: unknown setting datapath.max_port", "did you mean max_ports?")
+    assert "host, datapath" in refused("[zzz]\n")[1]
+
+
+@pytest.mark.parametrize("text", ["[datapath", "x", 'a = "b', "datapath = 3"])
+def test_what_is_not_a_file_of_tables(text: str) -> None:
+    refused(text)
+
+
+def test_not_utf8() -> None:
+    with pytest.raises(ConfigError, match="not TOML"):
+        parse(b"\xff\xfe", "m.toml")
+
+
+def test_load_says_which_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
+        load(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="directory"):
+        load(tmp_path)
+    good = tmp_path / "good.toml"
+    good.write_text('[log]\nlevel = "debug"\n')
+    assert load(good).log.level == "debug"
+
+
+def test_settings_describe_every_field_once() -> None:
+    found = settings()
+    assert len({s.name for s in found}) == len(found) == 26
+    assert all(s.sentence.endswith(".") and s.type and s.default for s in found)
+    ports = next(s for s in found if s.name == "datapath.max_ports")
+    assert (ports.type, ports.default) == ("number 1 to 1048576", "16384")
+
+
+def test_every_documented_default_reads_back_as_the_default() -> None:
+    merged: dict[str, list[str]] = {}
+    for s in settings():
+        merged.setdefault(s.name.split(".")[0], []).append(f"{s.name.split('.')[1]} = {s.default}")
+    whole = "".join(f"[{table}]\n" + "\n".join(lines) + "\n" for table, lines in merged.items())
+    assert parse(whole.encode(), "m.toml") == Config()

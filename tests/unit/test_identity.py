@@ -1,0 +1,280 @@
+"""Sources of identity: what each knows, how it fails, and who wins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim.core.names import parse_netns, parse_tap
+from shim.errors import StoreError
+from shim.identity.alias import Alias
+from shim.identity.file import StaticFile, parse
+from shim.identity.operator import Operator
+from shim.identity.resolve import Resolution, Resolver
+
+ONE = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
+TWO = UUID("c0ffee00-1111-4222-8333-444455556666")
+
+
+def entry(tap: str, instance: object, netns: str | None = None) -> str:
+    where = "" if netns is None else f'netns = "{netns}"\n'
+    return f'[[port]]\ninterface = "{tap}"\ninstance = "{instance}"\n{where}'
+
+
+# --- the alias
+
+
+@pytest.mark.parametrize(
+    ("alias", "known"),
+    [
+        (f"metashim:{ONE}", ONE),
+        (f"metashim:{ONE.hex.upper()}", ONE),
+        (f"web server metashim:{ONE} rack 3", ONE),
+        (f"metashim:{ONE} metashim:{ONE}", ONE),
+        (f"metashim:{ONE} metashim:{TWO}", None),
+        (f"xmetashim:{ONE}", None),
+        (f"metashim: {ONE}", None),
+        ("metashim:", None),
+        (f"metashim:{ONE}x", None),
+        (str(ONE), None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_alias(alias: str | None, known: UUID | None) -> None:
+    source = Alias()
+    assert source.instance_of("", "tap1", alias) == known
+    assert (source.refresh(), source.health()) == (False, None)
+
+
+@given(st.text())
+def test_no_alias_makes_it_raise(alias: str) -> None:
+    Alias().instance_of("", "tap1", "metashim:" + alias)
+
+
+# --- the file
+
+
+def test_file_is_read_by_namespace_and_tap(tmp_path: Path) -> None:
+    path = tmp_path / "i.toml"
+    path.write_text(entry("tap1", ONE) + entry("tap1", TWO, "rack1"))
+    source = StaticFile(path)
+    assert source.instance_of("", "tap1", None) is None, "nothing is known before the first refresh"
+    assert source.refresh() is True
+    assert source.instance_of("", "tap1", None) == ONE
+    assert source.instance_of("rack1", "tap1", None) == TWO
+    assert source.instance_of("rack2", "tap1", None) is None
+    assert source.instance_of("", "tap2", None) is None
+    assert (source.refresh(), source.health()) == (False, None)
+
+
+def replace(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
+
+
+def test_a_broken_file_keeps_the_last_good_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "i.toml"
+    path.write_text(entry("tap1", ONE))
+    source = StaticFile(path)
+    source.refresh()
+    replace(path, entry("tap1", TWO) + entry("tap2", "nonsense"))
+    assert source.refresh() is False
+    assert source.instance_of("", "tap1", None) == ONE
+    assert source.health() and "port 2: 'nonsense'" in source.health() and str(path) in source.health()
+    replace(path, entry("tap1", TWO))
+    assert source.refresh() is True
+    assert (source.instance_of("", "tap1", None), source.health()) == (TWO, None)
+
+
+def test_a_file_put_back_is_well_again_without_change(tmp_path: Path) -> None:
+    path, aside = tmp_path / "i.toml", tmp_path / "aside"
+    path.write_text(entry("tap1", ONE))
+    source = StaticFile(path)
+    source.refresh()
+    path.rename(aside)
+    assert source.refresh() is False and "gone" in (source.health() or "")
+    assert source.instance_of("", "tap1", None) == ONE
+    aside.rename(path)
+    assert source.refresh() is False and source.health() is None
+
+
+def test_a_file_that_never_was_is_well(tmp_path: Path) -> None:
+    source = StaticFile(tmp_path / "none.toml")
+    assert (source.refresh(), source.health(), source.instance_of("", "tap1", None)) == (False, None, None)
+
+
+def test_the_same_mapping_written_anew_is_no_change(tmp_path: Path) -> None:
+    path = tmp_path / "i.toml"
+    path.write_text(entry("tap1", ONE))
+    source = StaticFile(path)
+    assert source.refresh() is True
+    replace(path, "# a comment\n" + entry("tap1", ONE))
+    assert source.refresh() is False
+    replace(path, "")
+    assert source.refresh() is True and source.instance_of("", "tap1", None) is None
+
+
+def test_a_folder_in_its_place(tmp_path: Path) -> None:
+    source = StaticFile(tmp_path)
+    assert source.refresh() is False and "directory" in (source.health() or "")
+
+
+def test_a_rewrite_of_equal_size_within_the_clock_s_grain_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "i.toml"
+    path.write_text(entry("tap1", ONE))
+    source = StaticFile(path)
+    source.refresh()
+    stamp = path.stat()
+    replace(path, entry("tap1", TWO))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert source.refresh() is True
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[[port]]\n", "instance|interface"),
+        (entry("tap1", ONE) + 'extra = "x"\n', "extra"),
+        (entry("tap1", ONE) + entry("tap1", TWO), "port 2: 'tap1' is there twice"),
+        (entry("a/b", ONE), "port 1: 'a/b' is not the name of an interface"),
+        (entry("sixteen-letters!", ONE), "port 1"),
+        (entry("tap1", f"urn:uuid:{ONE}"), "port 1"),
+        (entry("tap1", ONE, ".."), "network namespace"),
+        ("[port]\n", "array"),
+        ("port = 3\n", "array"),
+        ("[[ports]]\n", "ports"),
+        ("[[port]\n", "Expected"),
+    ],
+)
+def test_wrong_entries_are_named(text: str, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        parse(text.encode())
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_raise_anything_but_value_error(raw: bytes) -> None:
+    try:
+        parse(raw)
+    except ValueError:
+        pass
+
+
+# --- the operator
+
+
+def test_operator_follows_the_store() -> None:
+    known = {("", "tap1"): ONE}
+    source = Operator(lambda: known)
+    assert source.instance_of("", "tap1", None) is None
+    assert source.refresh() is True
+    assert source.instance_of("", "tap1", None) == ONE
+    assert source.instance_of("rack1", "tap1", None) is None
+    assert source.refresh() is False
+    known["rack1", "tap1"] = TWO
+    assert source.instance_of("rack1", "tap1", None) is None, "a copy is held until the next refresh"
+    assert source.refresh() is True
+    assert source.instance_of("rack1", "tap1", None) == TWO
+
+
+def test_operator_outlives_a_store_that_is_unwell() -> None:
+    ill = False
+
+    def read() -> dict[tuple[str, str], UUID]:
+        if ill:
+            raise StoreError("the store is locked")
+        return {("", "tap1"): ONE}
+
+    source = Operator(read)
+    source.refresh()
+    ill = True
+    assert source.refresh() is False
+    assert (source.instance_of("", "tap1", None), source.health()) == (ONE, "the store is locked")
+    ill = False
+    assert source.refresh() is False and source.health() is None
+
+
+# --- all together
+
+
+def resolver(*known: tuple[str, dict[tuple[str, str], UUID]]) -> Resolver:
+    sources = []
+    for name, mapping in known:
+        source = Operator(lambda mapping=mapping: mapping)
+        source.name = name
+        sources.append(source)
+    found = Resolver(sources)
+    found.refresh()
+    return found
+
+
+KEY = ("", "tap1")
+
+
+def test_the_first_that_knows_wins() -> None:
+    three = resolver(("a", {}), ("b", {KEY: ONE}), ("c", {KEY: ONE}))
+    assert three.resolve(*KEY, None) == Resolution(ONE, "b")
+
+
+def test_nobody_knows() -> None:
+    nothing = resolver(("a", {}), ("b", {})).resolve(*KEY, None)
+    assert (nothing.instance, nothing.source, nothing.conflict) == (None, "", "")
+
+
+def test_disagreement_is_reported_and_the_order_decides() -> None:
+    found = resolver(("a", {KEY: ONE}), ("b", {KEY: ONE}), ("c", {KEY: TWO})).resolve(*KEY, None)
+    assert (found.instance, found.source, found.others) == (ONE, "a", (("c", TWO),))
+    assert found.conflict == f"a says {ONE} and wins; c says {TWO}"
+    turned = resolver(("c", {KEY: TWO}), ("a", {KEY: ONE})).resolve(*KEY, None)
+    assert (turned.instance, turned.source) == (TWO, "c")
+
+
+def test_every_source_is_refreshed_even_after_a_change() -> None:
+    first: dict[tuple[str, str], UUID] = {}
+    second: dict[tuple[str, str], UUID] = {}
+    both = resolver(("a", first), ("b", second))
+    first["", "tap1"] = ONE
+    second["", "tap2"] = TWO
+    assert both.refresh() is True
+    assert both.resolve("", "tap2", None).instance == TWO
+    assert both.refresh() is False
+
+
+def test_health_names_the_sources_that_are_unwell(tmp_path: Path) -> None:
+    bad = StaticFile(tmp_path)
+    together = Resolver([Alias(), bad])
+    together.refresh()
+    assert list(together.health()) == ["file"]
+
+
+# --- names
+
+
+@pytest.mark.parametrize("name", ["tap0", "vnet-1.5", "tap\N{LATIN SMALL LETTER E WITH ACUTE}", "a" * 15])
+def test_tap_names_that_the_kernel_takes(name: str) -> None:
+    assert parse_tap(name) == name
+
+
+LONG_IN_BYTES = "\N{EURO SIGN}" * 6
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a b", "a/b", "a:b", "a" * 16, LONG_IN_BYTES, "a\n", "\0"])
+def test_tap_names_that_it_does_not(name: str) -> None:
+    with pytest.raises(ValueError, match="not the name of an interface"):
+        parse_tap(name)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "a\0", "a\n", "a" * 256])
+def test_namespace_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(ValueError, match="network namespace"):
+        parse_netns(name)
+
+
+def test_namespace_names_that_can() -> None:
+    assert [parse_netns(name) for name in ("", "qrouter-1", "a b")] == ["", "qrouter-1", "a b"]
