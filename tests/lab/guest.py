@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import socket
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from tests.lab.namespace import Namespace
+from tests.lab.namespace import Namespace, wait_until
 from tests.lab.wire import Wire
 
 ETH0 = "eth0"
 RT_SCOPE_LINK = 253
+IFA_F_TENTATIVE = 0x40
 ON_LINK = ("169.254.0.0/16", "fd00:ec2::254/128")
 
 
@@ -44,6 +46,8 @@ class VethGuest(Namespace):
             ipv6 = link_local or v6 is not None
             self._plug(bridge, mtu, ipv6=ipv6, link_local=link_local)
             self._address(v4, v6)
+            expected = int(link_local) + int(v6 is not None)
+            wait_until(lambda: self._usable(expected), f"the IPv6 addresses of {name}")
             for route in (*ON_LINK, *extra_routes):
                 if ipv6 if ":" in route else v4 is not None:
                     self.ip.route("replace", dst=route, oif=self.ifindex, scope=RT_SCOPE_LINK)
@@ -60,10 +64,15 @@ class VethGuest(Namespace):
         self.sysctl(f"net.ipv6.conf.{ETH0}.disable_ipv6", int(not ipv6))
         if not link_local:
             self.sysctl(f"net.ipv6.conf.{ETH0}.addr_gen_mode", 1)
-        if bridge is not None:
-            self.host.ip.link("set", index=self.tap_ifindex, master=self.host.index(bridge))
-        self.host.ip.link("set", index=self.tap_ifindex, state="up")
-        self.ip.link("set", index=self.ifindex, state="up")
+        self.host.set_up(self.tap_ifindex, None if bridge is None else self.host.index(bridge))
+        self.set_up(self.ifindex)
+        self.host.await_up(self.tap_ifindex)
+        self.await_up(self.ifindex)
+
+    def _usable(self, count: int) -> bool:
+        """Whether it has so many IPv6 addresses, none tentative (for a while they are, even without DAD)."""
+        found = self.ip.get_addr(family=socket.AF_INET6, index=self.ifindex)
+        return len(found) >= count and not any(a.get_attr("IFA_FLAGS") & IFA_F_TENTATIVE for a in found)
 
     def _address(self, *addresses: str | None) -> None:
         for address in filter(None, addresses):

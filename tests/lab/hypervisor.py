@@ -50,16 +50,18 @@ class Lab:
 
     def _bridge(self) -> None:
         """A bridge that forwards at once and has no address, as a hypervisor's provider bridge."""
-        ip = self.host.ip
-        ip.link("add", ifname=BRIDGE, kind="bridge", br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0)
+        quick = {"br_stp_state": 0, "br_forward_delay": 0, "br_mcast_snooping": 0}
+        self.host.ip.link("add", ifname=BRIDGE, kind="bridge", **quick)
         self.host.sysctl(f"net.ipv6.conf.{BRIDGE}.addr_gen_mode", 1)
-        ip.link("set", index=self.host.index(BRIDGE), state="up")
+        self.host.set_up(self.host.index(BRIDGE))
 
     def _uplink(self) -> None:
         peer = {"ifname": UPLINK, "net_ns_fd": str(self.wire.path)}
         self.host.ip.link("add", ifname=UPLINK, kind="veth", peer=peer)
-        self.host.ip.link("set", index=self.host.index(UPLINK), master=self.host.index(BRIDGE), state="up")
-        self.wire.ip.link("set", index=self.wire.index(UPLINK), state="up")
+        self.host.set_up(self.host.index(UPLINK), self.host.index(BRIDGE))
+        self.wire.set_up(self.wire.index(UPLINK))
+        self.host.await_up(self.host.index(UPLINK))
+        self.wire.await_up(self.wire.index(UPLINK))
 
     def _keep(self, made: T) -> T:
         self._made.callback(made.close)

@@ -19,7 +19,10 @@ RUN_NETNS = Path("/run/netns")
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 MS_BIND = 4096  # linux/mount.h
 MNT_DETACH = 2
+IFF_LOWER_UP = 0x10000  # linux/if.h
+BR_STATE_FORWARDING = 3  # linux/if_bridge.h
 STOP_SECONDS = 3.0
+READY_SECONDS = 10.0
 
 T = TypeVar("T")
 
@@ -64,6 +67,23 @@ def _create(path: Path) -> None:
 def _remove(path: Path) -> None:
     _must(_libc.umount2(bytes(path), MNT_DETACH), f"umount {path}")
     path.unlink()
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float | None = None) -> None:
+    """Poll until `condition` holds. TimeoutError after `seconds` (READY_SECONDS unless given)."""
+    end = time.monotonic() + (READY_SECONDS if seconds is None else seconds)
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited in vain for {what}")
+        time.sleep(0.005)
+
+
+def _carries(link: Any) -> bool:
+    """Whether a link, as dumped, has a carrier that its queues and its bridge know of."""
+    port = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA")
+    forwards = port is None or port.get_attr("IFLA_BRPORT_STATE") == BR_STATE_FORWARDING
+    known = link.get_attr("IFLA_OPERSTATE") in ("UP", "UNKNOWN")  # a tap's stays unknown
+    return bool(link["flags"] & IFF_LOWER_UP) and known and forwards
 
 
 class Netlink:
@@ -120,6 +140,19 @@ class Namespace:
     def links(self) -> set[str]:
         """The names of all links in here, `lo` among them."""
         return {link.get_attr("IFLA_IFNAME") for link in self.ip.get_links()}
+
+    def set_up(self, index: int, master: int | None = None) -> None:
+        """Plug a link into the bridge `master`, if given, and set it up; `await_up` says when it is."""
+        if master is not None:
+            self.ip.link("set", index=index, master=master)
+        self.ip.link("set", index=index, state="up")
+
+    def await_up(self, index: int) -> None:
+        """Wait until a link carries frames, as a bridge's port too: some time after it was set up.
+
+        Until then it loses what is sent, in silence. TimeoutError after `READY_SECONDS`.
+        """
+        wait_until(lambda: _carries(self.ip.get_links(index)[0]), f"link {index} of {self.name} to be up")
 
     @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
@@ -190,11 +223,10 @@ class Namespace:
         return started | set(self.pids())
 
     def _wait_all_gone(self) -> bool:
-        end = time.monotonic() + STOP_SECONDS
-        while alive := self._alive():
-            if time.monotonic() > end:
-                return not alive
-            time.sleep(0.01)
+        try:
+            wait_until(lambda: not self._alive(), "processes to end", STOP_SECONDS)
+        except TimeoutError:
+            return False
         return True
 
     def close(self) -> None:

@@ -144,9 +144,8 @@ class TapGuest:
                 self._open_queue()
             fcntl.ioctl(self.fds[0], TUNSETPERSIST, int(persistent))
             self.ifindex = host.index(tap)
-            if bridge is not None:
-                host.ip.link("set", index=self.ifindex, master=host.index(bridge))
-            host.ip.link("set", index=self.ifindex, state="up")
+            host.set_up(self.ifindex, None if bridge is None else host.index(bridge))
+            host.await_up(self.ifindex)
         except BaseException:
             self.close()
             raise

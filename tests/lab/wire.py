@@ -114,7 +114,7 @@ class Wire:
         self._check_losses()
         return frames
 
-    def frames(self, settle: float = 0.05) -> list[Frame]:
+    def frames(self, settle: float = 0.1) -> list[Frame]:
         """Everything since the start or the last call, read until nothing has come for `settle` seconds."""
         frames: list[Frame] = []
         while self._readable(settle):
