@@ -3,7 +3,8 @@
 Rooms (the packages under shim/) see themselves, core, and the leaves errors, config and log. core sees
 itself. The command line sees control, core and the leaves; whatever else it starts it imports inside
 the function that does. Every other module at the top is a composition root and may see all but the
-command line, which `python -m shim` alone starts. A PURE file has no I/O, no clock and no randomness, and imports only such files.
+command line, which only `python -m shim` starts. A PURE file has no I/O, no clock and no randomness,
+and imports only such files.
 """
 
 from __future__ import annotations
