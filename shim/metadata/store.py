@@ -19,7 +19,7 @@ from uuid import UUID
 
 from shim.core.policy import Access, Policy
 from shim.errors import ConflictError, InputError, StoreError
-from shim.metadata.document import Document, decode
+from shim.metadata.document import Document, decode, restore
 from shim.metadata.schema import TABLES, explained, is_fresh
 
 BUSY_SECONDS = 2.0
@@ -181,11 +181,11 @@ class Store:
 
 
 def parsed(path: Path, revision: int, body: bytes | None) -> tuple[int, Document | None]:
-    """A stored document, decoded. Raises StoreError if it cannot be: a newer metashim wrote it."""
+    """A stored document. Raises StoreError if it makes no sense here: a newer metashim wrote it."""
     if body is None:
         return revision, None
     try:
-        return revision, decode(body)
+        return revision, restore(body)
     except InputError as error:
         what = f"the store {path} holds a document that cannot be served: {error}"
         raise StoreError(what, error.hint) from error

@@ -22,7 +22,8 @@ class Site:
         self.broken = False
         self.made: Counter[tuple[int, bytes]] = Counter()
         self._size = size
-        self.backend = Embedded(self.version, self.render, cache_bytes)
+        self.now = 1_000.0
+        self.backend = Embedded(self.version, self.render, cache_bytes, clock=lambda: self.now)
 
     def version(self) -> int:
         if self.broken:
@@ -32,10 +33,13 @@ class Site:
     def render(self, instance: UUID, request: Request) -> Response:
         self.made[instance.int, request.path] += 1
         body = b"%d %d " % (instance.int, self.state) + request.path + b"x" * self._size
-        status = {b"POST": 405}.get(request.method, 404 if request.path == b"/none" else 200)
+        status = {b"POST": 405, b"PUT": 200}.get(request.method, 404 if request.path == b"/none" else 200)
         return Response(status, (), body)
 
-    def ask(self, instance: UUID, path: bytes = b"/a", method: bytes = b"GET") -> Response:
+    def ask(
+        self, instance: UUID, path: bytes = b"/a", method: bytes = b"GET", later: float = 0.002
+    ) -> Response:
+        self.now += later
         return self.backend(Caller(1, 1, instance, Family.V4), Request(method, path))
 
 
@@ -64,10 +68,24 @@ def test_a_change_of_the_store_ends_all_that_is_kept() -> None:
     assert site.ask(A).body == b"1 0 /a"
 
 
+def test_the_store_is_asked_every_two_milliseconds_or_when_told() -> None:
+    site = Site()
+    site.ask(A)
+    site.state = 1
+    assert site.ask(A, later=0.0015).body == b"1 0 /a"
+    assert site.ask(A, later=0.0006).body == b"1 1 /a"
+    site.state = 2
+    assert site.ask(A, later=0.0001).body == b"1 1 /a"
+    site.backend.refresh()
+    assert site.ask(A, later=0.0001).body == b"1 2 /a"
+
+
 def test_other_methods_and_errors_are_never_kept_nor_answered_from_what_is() -> None:
     site = Site()
     site.ask(A)
     assert site.ask(A, method=b"POST").status == 405
+    assert [site.ask(A, b"/p", method=b"PUT").status for _ in range(2)] == [200, 200]
+    assert site.made[1, b"/p"] == 2
     for _ in range(2):
         assert site.ask(A, b"/none").status == 404
     assert site.made[1, b"/none"] == 2

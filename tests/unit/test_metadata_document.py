@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.errors import InputError
-from shim.metadata.document import DOCUMENT_BYTES, Document, decode
+from shim.metadata.document import DOCUMENT_BYTES, Document, decode, restore
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0d5mT1bG1lY3JldGtleWJ5dGVzMTIzNDU2Nzg5MDEy me@here"
 NIC = {"mac": "fa:16:3e:00:00:01", "addresses": ["192.0.2.10/24", "2001:db8::5/64"]}
@@ -281,6 +281,7 @@ def test_any_json_is_taken_or_refused_with_a_hint(plain: dict[str, Any]) -> None
         assert error.hint
     else:
         assert decode(msgspec.json.encode(document)) == document
+        assert restore(raw) == document
 
 
 @given(st.binary(max_size=60))

@@ -29,7 +29,8 @@ KEYS = {
 RICH: dict[str, Any] = {
     "project_id": "p1", "name": "web-1", "fqdn": "web-1.example.org", "instance_type": "m1.small",
     "image_id": "ami-1", "availability_zone": "nova", "region": "here", "launch_index": 3,
-    "tags": {"Name": "a b", "a=b@c": "d", "10": "x"}, "tags_in_metadata": True, "public_keys": KEYS,
+    "tags": {"Name": "a b", "a=b@c": "d", "10": "x"}, "tags_in_metadata": True,
+    "public_keys": {name: f"{key}\n" for name, key in KEYS.items()},
     "user_data": "#!/bin/sh\n",
     "networks": [
         {"mac": "FA:16:3E:00:00:01", "addresses": ["2001:db8::5/64", "192.0.2.10/24", "192.0.2.11/24"]},

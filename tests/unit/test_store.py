@@ -497,6 +497,16 @@ class TestUnprivilegedReader:
         again.close()
         assert reader.ask(A) == [revision, "b"]
 
+    def test_a_writer_that_came_and_went_changed_the_version(self, hall: Hall) -> None:
+        Store(hall.path, gid=GROUP).close()
+        reader = hall.reader()
+        rest = reader.ask("version")
+        again = Store(hall.path, gid=GROUP)
+        revision = again.put_document(A, named("b"))
+        again.close()
+        assert reader.ask("version") != rest
+        assert reader.ask(A) == [revision, "b"]
+
     def test_a_store_that_it_may_not_read_or_that_is_away(self, hall: Hall) -> None:
         store = Store(hall.path, gid=GROUP)
         revision = store.put_document(A, named("a"))
