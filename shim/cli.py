@@ -31,7 +31,7 @@ else:
 
 COMPLETION_SECONDS = 0.2
 FOLLOW_SECONDS = 25  # one long poll of `events --follow`
-INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell reports SIGINT and SIGPIPE
+INTERRUPTED = 130  # as a shell reports SIGINT
 
 _FAMILIES = (
     (errors.ConfigError, "the configuration is wrong"),
@@ -428,7 +428,9 @@ def _complain(what: str, hint: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; its exit status."""
     try:
-        return int(cli.main(arguments, prog_name="metashim", standalone_mode=False) or 0)
+        status = int(cli.main(arguments, prog_name="metashim", standalone_mode=False) or 0)
+        sys.stdout.flush()
+        return status
     except MetashimError as error:
         _complain(str(error), error.hint)
         return error.exit_code
@@ -440,4 +442,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
-        return BROKEN_PIPE
+        return 1

@@ -142,13 +142,13 @@ class Client:
 
 def _query(**parameters: object) -> str:
     given = {key: str(value) for key, value in parameters.items() if value not in (None, "")}
-    return f"?{urlencode(given)}" if given else ""
+    return f"?{urlencode(given, quote_via=quote)}" if given else ""
 
 
 def _problem(status: int, raw: bytes) -> MetashimError:
     try:
         problem = msgspec.json.decode(raw, type=shapes.Problem)
-    except (msgspec.MsgspecError, ValueError):  # not from the API but from the server around it: overload, a fault
+    except (msgspec.MsgspecError, ValueError):  # from the server around the API: overload, a fault
         return UnreachableError(f"the agent answered with status {status}", "see its log; try again")
     return _FAMILIES.get(status, MetashimError)(problem.error, problem.hint)
 

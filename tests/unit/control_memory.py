@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socketserver
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from uuid import UUID
@@ -13,7 +14,7 @@ import msgspec
 
 from shim.control import shapes
 from shim.control.api import Api
-from shim.core.exchange import Request
+from shim.core.exchange import Request, Response
 from shim.core.policy import Access, Family, Policy
 from shim.errors import ConflictError, InputError, MetashimError, NotFoundError
 
@@ -167,6 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         request = Request(self.command.encode(), path.encode(), query.encode(), (), body)
         answer = asyncio.run(self.server.api.handle(request))
+        with suppress(BrokenPipeError):  # who interrupted a long poll does not wait for its answer
+            self._send(answer)
+
+    def _send(self, answer: Response) -> None:
         self.send_response_only(answer.status)
         for name, value in answer.headers:
             self.send_header(name.decode(), value.decode())

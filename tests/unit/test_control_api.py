@@ -99,7 +99,7 @@ def test_policy_changes_only_what_is_named() -> None:
         (b"null", "expected object"),
         (b"\xff", "malformed"),
         (b'{"access": "open"} x', "trailing"),
-        (b'{"access": "\xff"}', "malformed|UTF-8"),
+        (b'{"access": "\xff"}', "utf-8"),
         (b'{"access": "closed"}', "closed"),
         (b'{"access": 403}', "access"),
         (b'{"access": "open", "family": "4"}', "family"),

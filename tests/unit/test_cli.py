@@ -1,0 +1,476 @@
+"""Every verb against the API on a real Unix socket: JSON parsed, text looked at, exit codes, no traceback."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shim
+from shim import errors
+from shim.cli import EPILOG, cli, main
+from shim.control import shapes
+from shim.core.policy import Access, Policy
+from tests.unit.control_memory import NOBODY, ONE, TWO, Host, Memory
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Result:
+    """How a verb ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Shell:
+    """Runs verbs in this process against one agent."""
+
+    def __init__(self, path: Path, capture: pytest.CaptureFixture[str]) -> None:
+        self.path, self._capture = path, capture
+
+    def __call__(self, *arguments: object) -> Result:
+        self._capture.readouterr()
+        code = main(["--socket", str(self.path), *map(str, arguments)])
+        out, err = self._capture.readouterr()
+        assert "Traceback" not in out + err
+        if code not in (0, 130):
+            assert err.startswith("metashim: ") and err.count("\n") >= 2, "what happened, then what to do"
+        return Result(code, out, err)
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+def run(tmp_path: Path, memory: Memory, capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
+    with Host(tmp_path / "s", memory):
+        yield Shell(tmp_path / "s", capsys)
+
+
+def test_status(run: Shell) -> None:
+    assert run("status").out.splitlines() == [
+        "agent      0.1.0, pid 4141, up 3 h 12 min",
+        "datapath   ebpf",
+        "service    169.254.169.254, fd00:ec2::254; port 80",
+        "taps       3: 2 serving, 1 no-identity",
+        "instances  2",
+        "proxy      1 of 2 workers up, 3 connections, 3 restarts",
+        "health     1 not well",
+        "           - identity: file: bad",
+        "             mend it",
+    ]
+    assert run("status", "--json").json["states"] == {"serving": 2, "refused": 0, "no-identity": 1}
+
+
+def test_list(run: Shell, memory: Memory) -> None:
+    memory.policies[NOBODY] = Policy(v6=Access.DROP)
+    assert run("list").out.splitlines() == [
+        "TAP         INSTANCE                              STATE        ACCESS                FROM",
+        "tap2        -                                     no-identity  -                     -",
+        f"tap10       {ONE}  serving      open                  alias",
+        f"rack1/tap9  {TWO}  serving      open                  operator",
+        f"-           {NOBODY}  no tap       IPv4 open, IPv6 drop  -",
+    ]
+    found = run("list", "--json").json
+    assert [p["tap"] for p in found["ports"]] == ["tap10", "tap2", "tap9"]
+    assert str(NOBODY) in [i["instance"] for i in found["instances"]]
+
+
+def test_list_when_there_is_nothing(run: Shell, memory: Memory) -> None:
+    memory.taps.clear()
+    assert run("list").out == "no taps and no instances yet: a tap joins when it matches datapath.taps\n"
+
+
+def test_show(run: Shell, memory: Memory) -> None:
+    memory.documents[ONE] = json.dumps(
+        {"hostname": "web1", "user_data": "#cloud-config\npassword: x", "networks": [{"mac": "02:00"}]}
+    ).encode()
+    memory.revision = 4
+    shown = run("show", ONE.hex)
+    assert shown.out.splitlines() == [
+        f"instance     {ONE}",
+        "access       open (default)",
+        "hop limit    64",
+        "taps         tap10  serving",
+        "document     revision 4",
+        "  hostname   web1",
+        "  user_data  (25 bytes)",
+        '  networks   [{"mac":"02:00"}]',
+    ]
+    assert "password" not in shown.out
+    assert run("show", ONE, "--json").json["document"]["user_data"].endswith("password: x")
+    bare = run("show", TWO).out
+    assert "document   none" in bare
+
+
+def test_text_from_outside_cannot_steer_the_terminal(run: Shell, memory: Memory) -> None:
+    memory.taps = {("", "tap\x1b[2J"): ONE}
+    memory.documents[ONE] = json.dumps({"hostname": "a\nmetashim: forged\x9b31m"}).encode()
+    assert "\x1b" not in run("list").out
+    shown = run("show", ONE).out
+    assert "\x1b" not in shown and "\x9b" not in shown and "a?metashim: forged" in shown
+    failed = run("detach", "tap\x1b[2J")
+    assert failed.code == 5 and "\x1b" not in failed.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("d.json", ' {"hostname": "web1"}\n'),
+        ("d.toml", 'hostname = "web1"\n'),
+        ("d", 'hostname = "web1"\n'),
+        ("d.conf", '{"hostname": "web1"}'),
+    ],
+)
+def test_set_reads_json_and_toml(run: Shell, memory: Memory, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert run("set", ONE, tmp_path / name).out == f"document of {ONE}: revision 1\n"
+    assert json.loads(memory.documents[ONE]) == {"hostname": "web1"}
+    assert run("set", ONE, tmp_path / name, "--json").json == {"instance": str(ONE), "revision": 2}
+
+
+def test_set_reads_standard_input(run: Shell, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"name": "n"}')))
+    assert run("set", ONE, "-").code == 0
+    assert memory.documents[ONE] == b'{"name": "n"}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "what"),
+    [
+        (b"", ""),
+        (b"{", "document"),
+        (b"[1]", "document"),
+        (b'{"hostnam": "x"}', "hostnam"),
+        (b"hostname = web1", "TOML"),
+        (b"\xff\xfe", "TOML"),
+        (b"- yaml", "TOML"),
+    ],
+)
+def test_set_refuses_what_is_no_document(
+    run: Shell, memory: Memory, tmp_path: Path, raw: bytes, what: str
+) -> None:
+    (tmp_path / "d").write_bytes(raw)
+    result = run("set", ONE, tmp_path / "d")
+    if raw:
+        assert result.code == 4 and what in result.err
+        assert memory.documents == {}
+    else:
+        assert result.code == 0 and memory.documents[ONE] == b"{}", "an empty file is an empty document"
+
+
+def test_set_without_a_file(run: Shell, tmp_path: Path) -> None:
+    assert run("set", ONE, tmp_path / "none").code == 4
+    assert run("set", ONE, tmp_path).code == 4
+
+
+def test_attach_and_detach(run: Shell, memory: Memory) -> None:
+    assert run("attach", "tap2", ONE).out == f"tap2 is {ONE}'s\n"
+    assert memory.attached["", "tap2"] == ONE
+    assert run("attach", "tap3", TWO, "--netns", "rack1", "--json").json == {
+        "tap": "tap3",
+        "netns": "rack1",
+        "instance": str(TWO),
+    }
+    assert memory.attached["rack1", "tap3"] == TWO
+    conflict = run("attach", "tap2", TWO)
+    assert (conflict.code, conflict.err.splitlines()[1]) == (6, "  `metashim detach tap2` first")
+    assert run("detach", "tap2").out == "tap2 is detached\n"
+    assert run("detach", "tap3", "--netns", "rack1", "--json").code == 0
+    assert run("detach", "tap3").code == 5
+    assert run("attach", "a/b", ONE).code == 4
+
+
+def test_disable_and_enable(run: Shell, memory: Memory) -> None:
+    result = run("disable", ONE, TWO, ONE)
+    assert result.code == 0 and len(result.out.splitlines()) == 2
+    assert result.out.startswith(f"{ONE}: reset after ") and result.out.rstrip().endswith("ms")
+    refused = Policy(Access.RESET, Access.RESET)
+    assert memory.policies == {ONE: refused, TWO: refused}
+    assert run("enable", ONE, "--family", "4").out.startswith(f"{ONE}: IPv4 open, IPv6 reset after ")
+    done = run("disable", TWO, "--how", "403", "--family", "6", "--json").json
+    assert done["failed"] == [] and done["done"][0]["policy"]["v6"] == "403"
+    assert done["done"][0]["milliseconds"] > 0
+    run("disable", ONE, "--how", "drop")
+    assert memory.policies[ONE] == Policy(Access.DROP, Access.DROP)
+
+
+def test_one_that_fails_does_not_keep_the_others(run: Shell, memory: Memory) -> None:
+    memory.refuse = {ONE}
+    result = run("disable", ONE, TWO)
+    assert result.code == 6 and f"metashim: {ONE}: not that one" in result.err
+    assert list(memory.policies) == [TWO] and result.out.startswith(str(TWO))
+    both = run("disable", ONE, TWO, "--json")
+    assert both.code == 6 and both.json["failed"] == [
+        {"instance": str(ONE), "error": "not that one", "hint": "try another"}
+    ]
+
+
+def test_one_that_is_misspelt_keeps_all_as_they_are(run: Shell, memory: Memory) -> None:
+    assert run("disable", ONE, "web1").code == 4
+    assert memory.policies == {}
+
+
+def test_counters(run: Shell) -> None:
+    assert run("counters").out.splitlines()[:2] == [
+        "TAP         INSTANCE                              OPENED  DELIVERED  REPLIED  REFUSED",
+        "tap2        -                                     5       1234       999      9",
+    ]
+    assert run("counters", "tap2").out.splitlines() == [
+        "VERDICT      PACKETS",
+        "delivered    1234",
+        "replied      999",
+        "wrong_port   7",
+        "opened       5",
+        "spoofed_arp  2",
+    ]
+    assert run("counters", TWO.hex, "--json").json["ports"][0]["tap"] == "tap9"
+    assert run("counters", "tap9", "--netns", "rack1").code == 0
+    assert run("counters", "tap9").code == 5
+    assert run("counters", NOBODY).code == 5
+
+
+def _events(memory: Memory) -> None:
+    memory.log = [
+        shapes.EventView(1, 0.25, "refusal", "port 81", "tap9", "rack1", TWO, "wrong_port"),
+        shapes.EventView(2, 1.5, "agent", "started"),
+    ]
+
+
+def test_events(run: Shell, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    _events(memory)
+    assert run("events").out.splitlines() == [
+        f"00:00:00.250  refusal   rack1/tap9       wrong_port port 81 {TWO}",
+        "00:00:01.500  agent     -                started",
+    ]
+    lines = run("events", "--json").out.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == [1, 2]
+
+
+def test_events_follow_until_interrupted(tmp_path: Path, memory: Memory) -> None:
+    _events(memory)
+    with Host(tmp_path / "s", memory):
+        with metashim(tmp_path / "s", "events", "--follow", "--json") as child:
+            assert child.stdout and json.loads(child.stdout.readline())["seq"] == 1
+            child.stdout.readline()
+            memory.log.append(shapes.EventView(3, 2.0, "policy", "later"))
+            assert json.loads(child.stdout.readline())["text"] == "later"
+            child.send_signal(signal.SIGINT)
+            assert child.stderr
+            assert (child.wait(10), child.stderr.read().strip()) == (130, "")
+        with metashim(tmp_path / "s", "events", "--follow", "--json") as child:
+            assert child.stdout and child.stderr
+            child.stdout.readline()
+            child.stdout.close()
+            memory.log.append(shapes.EventView(4, 2.0, "policy", "unread"))
+            assert (child.wait(10), child.stderr.read()) == (1, ""), "as `| head` ends it"
+
+
+def test_output_that_nobody_reads(tmp_path: Path, memory: Memory) -> None:
+    with Host(tmp_path / "s", memory), metashim(tmp_path / "s", "list") as child:
+        assert child.stdout and child.stderr
+        child.stdout.close()
+        assert (child.wait(10), child.stderr.read()) == (1, "")
+
+
+def metashim(socket: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shim", "--socket", str(socket), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+VERBS = [
+    ("status",),
+    ("list",),
+    ("show", ONE),
+    ("set", ONE, "/dev/null"),
+    ("attach", "tap1", ONE),
+    ("detach", "tap1"),
+    ("enable", ONE),
+    ("disable", ONE),
+    ("counters",),
+    ("events",),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
+def test_no_agent(verb: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = Shell(tmp_path / "none", capsys)(*verb)
+    assert result.code == 9 and "no agent answers" in result.err and "systemctl" in result.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InputError("w", "h"), 4),
+        (errors.NotFoundError("w", "h"), 5),
+        (errors.ConflictError("w", "h"), 6),
+        (errors.KernelError("w", "h"), 7),
+        (errors.StoreError("w", "h"), 8),
+    ],
+)
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
+def test_the_agent_s_errors_are_exit_codes(
+    run: Shell, memory: Memory, verb: tuple[object, ...], error: errors.MetashimError, code: int
+) -> None:
+    memory.fail = error
+    result = run(*verb)
+    assert result.code == code and result.out == ""
+    assert result.err.splitlines()[0].endswith("w") and result.err.splitlines()[1] == "  h"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("lst",),
+        ("show",),
+        ("status", "--jsn"),
+        ("status", "extra"),
+        ("disable", ONE, "--how", "maybe"),
+        ("disable", ONE, "--family", "5"),
+        ("completion", "tcsh"),
+        ("enable",),
+    ],
+)
+def test_wrong_usage(run: Shell, arguments: tuple[object, ...]) -> None:
+    result = run(*arguments)
+    assert result.code == 2 and "--help`" in result.err
+
+
+def test_configuration(tmp_path: Path, memory: Memory, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "m.toml"
+    config.write_text(f'[host]\nrun_dir = "{tmp_path}"\n')
+    with Host(tmp_path / "control.sock", memory):
+        assert main(["--config", str(config), "status"]) == 0
+    config.write_text("[datapath]\nmax_port = 1\n")
+    capsys.readouterr()
+    assert main(["--config", str(config), "status"]) == 3
+    assert capsys.readouterr().err.splitlines()[1] == "  did you mean max_ports?"
+    for verb in ("agent", "check", "teardown"):
+        assert main(["--config", str(config), verb]) == 3
+
+
+def test_help_tells_the_exit_codes(run: Shell) -> None:
+    shown = run("--help").out
+    families = [
+        c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.MetashimError)
+    ]
+    for family in families:
+        assert f"    {family.exit_code} " in shown, family
+    assert EPILOG.count("\n") == 11
+    assert run("--version").out.split() == ["metashim,", "version", shim.__version__]
+
+
+@pytest.mark.parametrize("verb", sorted(cli.commands))
+def test_every_verb_has_help_and_json(run: Shell, verb: str) -> None:
+    shown = run(verb, "-h")
+    assert shown.code == 0 and shown.out.startswith(f"Usage: metashim {verb}")
+    assert ("--json" in shown.out) == (verb != "agent")
+
+
+def test_the_verbs_are_those_that_are_promised() -> None:
+    on_the_agent = "status list show set attach detach enable disable counters events"
+    assert set(cli.commands) == {*on_the_agent.split(), "agent", "check", "teardown", "completion"}
+
+
+# --- the host's own verbs
+
+
+@pytest.fixture
+def privileged(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """Entry functions in the place of the agent's: what matters here is how the verbs call them."""
+    calls: list[tuple[str, str]] = []
+
+    def start(config: Any) -> int:
+        calls.append(("run", config.host.name))
+        return 7
+
+    fake = types.SimpleNamespace(
+        calls=calls, run=start, teardown=lambda config: calls.append(("teardown", config.host.name))
+    )
+    monkeypatch.setitem(sys.modules, "shim.agent", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(shim, "agent", fake, raising=False)
+    return fake
+
+
+def test_agent_ends_with_its_status(run: Shell, privileged: types.SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text('[host]\nname = "abc"\n')
+    assert main(["--config", str(tmp_path / "m.toml"), "agent"]) == 7
+    assert privileged.calls == [("run", "abc")]
+
+
+def test_teardown(run: Shell, privileged: types.SimpleNamespace) -> None:
+    assert run("teardown").out == "all of metashim is removed from the kernel\n"
+    assert run("teardown", "--json").json == {"removed": "metashim"}
+    assert privileged.calls == [("teardown", "metashim")] * 2
+
+
+# --- completion
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(run: Shell, shell: str) -> None:
+    script = run("completion", shell).out
+    assert f"{shell}_complete" in script and "_METASHIM_COMPLETE" in script
+    assert run("completion", shell, "--json").json["script"].strip() == script.strip()
+
+
+def complete(socket: Path, words: str) -> list[str]:
+    environment = {
+        **os.environ,
+        "_METASHIM_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"metashim --socket {socket} {words}",
+        "COMP_CWORD": str(len(words.split(" ")) + 2),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "shim"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+
+def test_completion_asks_the_agent(tmp_path: Path, memory: Memory) -> None:
+    with Host(tmp_path / "s", memory):
+        assert complete(tmp_path / "s", "show 6") == [str(ONE)]
+        assert complete(tmp_path / "s", "disable ") == sorted([str(ONE), str(TWO)])
+        assert complete(tmp_path / "s", "detach tap") == ["tap10", "tap2", "tap9"]
+        assert complete(tmp_path / "s", "dis") == ["disable"]
+    assert complete(tmp_path / "s", "show ") == [], "no agent: no names, no noise"
+
+
+# --- weight
+
+
+def test_a_verb_imports_little() -> None:
+    code = (
+        "import sys; from shim.cli import main; main(['--socket', '/nowhere', 'list']);"
+        "print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"bcc", "pyroute2", "rich", "uvloop", "httptools", "scapy"} & set(done.stdout.split())
+    assert importlib.util.find_spec("rich"), "or the line above says nothing"

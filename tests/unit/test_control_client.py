@@ -1,0 +1,209 @@
+"""The client against the API on real Unix sockets, under the plain server and under metashim's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from shim.control.api import MAX_BODY, Api
+from shim.control.client import Client
+from shim.core.policy import Access, Family, Policy
+from shim.errors import (
+    ConflictError,
+    InputError,
+    KernelError,
+    MetashimError,
+    NotFoundError,
+    StoreError,
+    UnreachableError,
+)
+from shim.http.limits import Limits
+from shim.http.server import Server
+from tests.unit.control_memory import NOBODY, ONE, TWO, Host, Memory
+
+
+@contextmanager
+def own_server(path: Path, memory: Memory) -> Iterator[None]:
+    """The API under shim.http's server, as the agent has it."""
+    api, loop, ready = Api(memory), asyncio.new_event_loop(), threading.Event()
+
+    async def run() -> None:
+        limits = Limits(body_bytes=MAX_BODY)
+        server: Server[str] = Server(
+            lambda _caller, request: api.handle(request), limits, lambda *_: "operator", limit_key=lambda c: c
+        )
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(path))
+        await server.serve([sock])
+        ready.set()
+        await stop.wait()
+        await server.drain(1)
+
+    stop = asyncio.Event()
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    assert ready.wait(5)
+    yield
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+@pytest.fixture(params=[Host, own_server], ids=["plain", "own"])
+def client(request: pytest.FixtureRequest, tmp_path: Path, memory: Memory) -> Iterator[Client]:
+    path = tmp_path / "control.sock"
+    with request.param(path, memory):
+        yield Client(path, 5)
+
+
+def test_a_round_trip_of_everything(client: Client, memory: Memory) -> None:
+    assert client.status().uptime_seconds == 11530.5
+    assert [p.tap for p in client.ports()] == ["tap10", "tap2", "tap9"]
+    assert [i.instance for i in client.instances()] == [ONE, TWO]
+    assert client.put_document(ONE, b'{"hostname": "w\xc3\xa9"}') == 1
+    assert client.instance(ONE).document == {"hostname": "w\u00e9"}
+    policy = client.set_policy(TWO, Access.DROP, [Family.V6], 3)
+    assert (policy.v4, policy.v6, policy.hop_limit, policy.own) == ("open", "drop", 3, True)
+    assert memory.policies == {TWO: Policy(Access.OPEN, Access.DROP, 3)}
+    client.set_policy(TWO, None, [], 9)
+    assert memory.policies == {TWO: Policy(Access.OPEN, Access.DROP, 9)}
+    assert [c.tap for c in client.counters(TWO)] == ["tap9"]
+    assert [c.tap for c in client.counters(tap="tap9", netns="rack1")] == ["tap9"]
+    assert len(client.counters()) == 3
+    assert client.events(7, 2).events == [] and memory.waited == [2]
+
+
+def test_names_that_need_quoting(client: Client, memory: Memory) -> None:
+    name, netns = "t\u00e9%2e?#&+", "r a&b"
+    client.attach(name, ONE, netns)
+    assert memory.attached[netns, name] == ONE
+    client.detach(name, netns)
+    assert (netns, name) not in memory.attached
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("w\n\u2028", "h"),
+        NotFoundError("w"),
+        ConflictError("w", "h"),
+        KernelError("w", "h"),
+        StoreError("w", "h"),
+    ],
+)
+def test_the_agent_s_errors_keep_their_family(client: Client, memory: Memory, error: MetashimError) -> None:
+    memory.fail = error
+    with pytest.raises(type(error)) as caught:
+        client.status()
+    assert (type(caught.value), str(caught.value), caught.value.hint) == (type(error), str(error), error.hint)
+
+
+def test_errors_of_every_operation(client: Client) -> None:
+    calls: list[tuple[type[MetashimError], Callable[[], object]]] = [
+        (NotFoundError, lambda: client.instance(NOBODY)),
+        (InputError, lambda: client.put_document(ONE, b"nonsense")),
+        (InputError, lambda: client.put_document(ONE, b'{"hostnam": "x"}')),
+        (InputError, lambda: client.set_policy(ONE, None, [])),
+        (InputError, lambda: client.set_policy(ONE, None, [], 65)),
+        (InputError, lambda: client.attach("a/b", ONE)),
+        (ConflictError, lambda: client.attach("tap9", ONE, "rack1")),
+        (NotFoundError, lambda: client.detach("tap0")),
+        (NotFoundError, lambda: client.counters(NOBODY)),
+    ]
+    for family, operation in calls:
+        with pytest.raises(family) as caught:
+            operation()
+        assert caught.value.hint
+
+
+def test_a_document_that_is_far_too_large(client: Client, memory: Memory) -> None:
+    with pytest.raises(MetashimError):
+        client.put_document(ONE, b" " * (4 * MAX_BODY))
+    assert memory.documents == {}
+
+
+def unreachable(path: Path) -> UnreachableError:
+    with pytest.raises(UnreachableError) as caught:
+        Client(path, 0.2).status()
+    assert caught.value.hint
+    return caught.value
+
+
+def test_no_agent(tmp_path: Path) -> None:
+    error = unreachable(tmp_path / "none.sock")
+    assert "no agent answers on" in str(error) and "metashim agent" in error.hint
+
+
+def test_an_agent_that_left_its_socket_behind(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "s"))
+    assert "no agent answers on" in str(unreachable(tmp_path / "s"))
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="root changes to a user without permission")
+def test_no_permission(tmp_path: Path, memory: Memory) -> None:
+    path = tmp_path / "s"
+    with Host(path, memory):
+        path.chmod(0o600)
+        tmp_path.chmod(0o700)
+        os.seteuid(65534)
+        try:
+            error = unreachable(path)
+        finally:
+            os.seteuid(0)
+    assert "no permission" in str(error) and "root" in error.hint
+
+
+@contextmanager
+def answering(path: Path, raw: bytes | None) -> Iterator[None]:
+    """A server that says `raw` to whoever connects and hangs up; None says nothing and holds on."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        held = []
+
+        def serve() -> None:
+            peer, _ = sock.accept()
+            held.append(peer)
+            if raw is not None:
+                peer.recv(65536)
+                peer.sendall(raw)
+                peer.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+        for peer in held:
+            peer.close()
+
+
+@pytest.mark.parametrize(
+    ("raw", "what"),
+    [
+        (None, "did not answer in time"),
+        (b"", "broke off"),
+        (b"SSH-2.0-x\r\n", "broke off"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}", "broke off"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "not understood"),
+        (b'HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{"version":"\xff"}', "not understood"),
+        (b"HTTP/1.1 503 Busy\r\ncontent-length: 5\r\n\r\nlater", "status 503"),
+        (b"HTTP/1.1 500 x\r\ncontent-length: 2\r\n\r\n\xff{", "status 500"),
+    ],
+)
+def test_answers_that_make_no_sense(tmp_path: Path, raw: bytes | None, what: str) -> None:
+    with answering(tmp_path / "s", raw):
+        assert what in str(unreachable(tmp_path / "s"))
