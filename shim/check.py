@@ -99,13 +99,17 @@ def _bpffs(config: Config) -> Iterator[Finding]:
     else:
         what = f"no bpf file system on {config.host.bpffs}"
         yield Finding("warn", what, f"the agent mounts it; or `mount -t bpf bpf {config.host.bpffs}`")
-    try:
-        private = Path("/proc/self/ns/mnt").readlink() != Path("/proc/1/ns/mnt").readlink()
-    except OSError:
-        return  # only root may ask
-    if private:
+    if private_mounts("self", "1"):
         what = "this is a private mount namespace: a bpf file system mounted here dies with it"
         yield Finding("warn", what, "start the agent outside of `ip netns exec` and of unshare")
+
+
+def private_mounts(process: str, init: str) -> bool:
+    """Whether a process sees other mounts than init does; False when that may not be asked."""
+    try:
+        return Path(f"/proc/{process}/ns/mnt").readlink() != Path(f"/proc/{init}/ns/mnt").readlink()
+    except OSError:
+        return False
 
 
 def _software() -> Iterator[Finding]:

@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole response. The server adds Content-Length, Connection and Date; `close` ends the connection after it."""
+    """A whole response. The server adds Content-Length and Connection; `close` ends the connection after it."""
 
     status: int
     headers: Headers = ()

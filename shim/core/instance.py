@@ -16,4 +16,6 @@ def parse_instance(text: str) -> UUID:
             return UUID(plain)
         except ValueError:
             pass
-    raise ValueError(f"{text!r} is not an instance id: write its uuid, as in 6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
+    raise ValueError(
+        f"{text!r} is not an instance id: write its uuid, as in 6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60"
+    )

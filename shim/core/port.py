@@ -1,4 +1,4 @@
-"""A port: one tap of one instance, in one network namespace, and the slot it is known by in the kernel. PURE."""
+"""A port: one tap of one instance in one network namespace, and the slot that the kernel knows it by. PURE."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Verdict(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One refused packet that was reported. `ns` is the host's CLOCK_MONOTONIC; ports are 0 where there are none."""
+    """One refused packet. `ns` is of the host's CLOCK_MONOTONIC; ports are 0 where there are none."""
 
     ns: int
     slot: int

@@ -20,6 +20,22 @@ class Enrolled:
     instance: UUID | None
 
 
+class Filters(Protocol):
+    """Programs on the tc ingress of links; only filters of the given name are touched. Raises KernelError."""
+
+    async def attach(self, ifindex: int, program: int, name: str, classid: int) -> None:
+        """Puts a program there, or in place of the one of that name, in one step."""
+
+    async def slot_of(self, ifindex: int, name: str) -> int | None:
+        """The class id of the filter, None when there is none."""
+
+    async def slots(self, name: str) -> dict[int, int]:
+        """ifindex → class id, for every link."""
+
+    async def detach(self, ifindex: int, name: str) -> None:
+        """Takes the filter off, if it is there."""
+
+
 class Datapath(Protocol):
     """Takes service traffic off taps, by each port's policy. Everything it makes outlives the process.
 
@@ -29,7 +45,7 @@ class Datapath(Protocol):
     name: str
 
     async def open(self, gateway_ifindex: int) -> None:
-        """Makes or takes over the kernel's side; `gateway_ifindex` is the host's end of the gateway's link."""
+        """Makes or takes over the kernel's side; `gateway_ifindex` is the host's end of the gateway link."""
 
     async def observe(self) -> list[Enrolled]:
         """The ports whose tap is guarded right now, as the kernel says."""

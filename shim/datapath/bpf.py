@@ -95,18 +95,18 @@ class Map:
     def open(cls, path: Path, shape: MapShape) -> Map:
         """The map pinned at `path`. Raises KernelError (errno 0) when it was made with another shape."""
         found = cls(open_pin(path), shape)
-        kind, key, value, entries, flags = found._info()
+        kind, key, value, entries = found._info()
         if (kind, key, value, entries) != (shape.kind, shape.key_bytes, shape.value_bytes, shape.entries):
             found.close()
             raise KernelError(f"the map pinned at {path} has another shape than this version and its settings need")
         return found
 
-    def _info(self) -> tuple[int, int, int, int, int]:
+    def _info(self) -> tuple[int, int, int, int]:
         info = ct.create_string_buffer(80)
         attr = struct.pack("=IIQ", self.fd, len(info), _address(info))
         _bpf(OBJ_GET_INFO, attr, f"cannot look at the map {self.shape.name}")
-        kind, _, key, value, entries, flags = struct.unpack_from("=IIIIII", info.raw)
-        return kind, key, value, entries, flags
+        kind, _, key, value, entries = struct.unpack_from("=IIIII", info.raw)
+        return kind, key, value, entries
 
     def _call(self, command: int, key: bytes, value: ct.Array[ct.c_char] | None, doing: str) -> None:
         block = ct.create_string_buffer(key, max(len(key), 1))

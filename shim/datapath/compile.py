@@ -44,7 +44,8 @@ def source(folder: Path) -> str:
 def _flags(pins: Path) -> list[str]:
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
     system = ["/usr/include", f"/usr/include/{multiarch}"]
-    return [*(word for folder in system for word in ("-isystem", folder)), f'-DPINS="{pins}"', "-Wall", "-Wno-unused-function"]
+    headers = [word for folder in system for word in ("-isystem", folder)]
+    return [*headers, f'-DPINS="{pins}"', "-Wall", "-Wno-unused-function"]
 
 
 def load(folder: Path, pins: Path) -> None:

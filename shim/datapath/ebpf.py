@@ -15,14 +15,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyroute2 import AsyncIPRoute
-
 from shim.core.port import Port
 from shim.core.verdict import Event, Verdict
 from shim.datapath import abi, bpf, compile
-from shim.datapath.base import Enrolled
+from shim.datapath.base import Enrolled, Filters
 from shim.errors import KernelError
-from shim.netlink import tc
 
 RULES = Path(__file__).parents[2] / "rules" / "bpf"
 
@@ -36,8 +33,8 @@ class Ebpf:
 
     name = "ebpf"
 
-    def __init__(self, route: AsyncIPRoute, pins: Path, settings: bytes, max_ports: int, flows_per_port: int) -> None:
-        self._route = route
+    def __init__(self, filters: Filters, pins: Path, settings: bytes, max_ports: int, flows_per_port: int) -> None:
+        self._filters = filters
         self._root = pins
         self._folder = pins / f"v{abi.VERSION}-{max_ports}-{flows_per_port}"
         self._settings = settings
@@ -53,26 +50,31 @@ class Ebpf:
 
     async def open(self, gateway_ifindex: int) -> None:
         self._gateway = gateway_ifindex
+        if self._maps:
+            await self._attach_reply()
+            return
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for shape in self._shapes:
             self._maps[shape.name] = _open_map(self._folder / shape.name, shape)
         self._maps["settings"].update(_key(0), self._settings)
         self._programs = _open_programs(self._folder)
         self.ring = bpf.Ring(self._maps["events"])
-        await tc.attach(self._route, gateway_ifindex, self._programs["to_instance"], self._reply_filter, 0)
+        await self._attach_reply()
+
+    async def _attach_reply(self) -> None:
+        await self._filters.attach(self._gateway, self._programs["to_instance"], self._reply_filter, 0)
 
     async def observe(self) -> list[Enrolled]:
         found = []
         self._attached.clear()
-        for filter in await tc.all_attached(self._route, self._filter):
-            raw = self._maps["ports"].lookup(_key(filter.classid))
-            tap = self._maps["taps"].lookup(_key(filter.classid))
+        for ifindex, slot in (await self._filters.slots(self._filter)).items():
+            raw = self._maps["ports"].lookup(_key(slot))
             state, generation, instance = abi.read_port(raw) if raw else (abi.ABSENT, 0, None)
-            if state == abi.ABSENT or tap != _key(filter.ifindex):
-                found.append(Enrolled(0, 0, filter.ifindex, None))
+            if state == abi.ABSENT or self._maps["taps"].lookup(_key(slot)) != _key(ifindex):
+                found.append(Enrolled(0, 0, ifindex, None))
                 continue
             # Not noted as attached: the first `ensure` puts this version's program there.
-            found.append(Enrolled(filter.classid, generation, filter.ifindex, instance))
+            found.append(Enrolled(slot, generation, ifindex, instance))
         return found
 
     async def ensure(self, port: Port) -> None:
@@ -85,7 +87,7 @@ class Ebpf:
             self._reset(slot)
         self._maps["ports"].update(slot, abi.pack_port(port, self._gateway))
         self._maps["taps"].update(slot, _key(port.ifindex))
-        await tc.attach(self._route, port.ifindex, self._programs["from_instance"], self._filter, port.slot)
+        await self._filters.attach(port.ifindex, self._programs["from_instance"], self._filter, port.slot)
         self._attached[port.ifindex] = owner
 
     def _reset(self, slot: bytes) -> None:
@@ -102,9 +104,8 @@ class Ebpf:
         owner = self._attached.get(port.ifindex)
         if owner in (None, (port.slot, port.generation)):
             self._attached.pop(port.ifindex, None)
-            found = await tc.attached(self._route, port.ifindex, self._filter)
-            if found is not None and found.classid == port.slot:
-                await tc.detach(self._route, port.ifindex, self._filter)
+            if await self._filters.slot_of(port.ifindex, self._filter) == port.slot:
+                await self._filters.detach(port.ifindex, self._filter)
 
     def _delete_tap(self, slot: bytes) -> None:
         try:
@@ -146,8 +147,8 @@ class Ebpf:
 
     async def teardown(self) -> None:
         for name in (self._filter, self._reply_filter):
-            for filter in await tc.all_attached(self._route, name):
-                await tc.detach(self._route, filter.ifindex, name)
+            for ifindex in await self._filters.slots(name):
+                await self._filters.detach(ifindex, name)
         if self._root.exists():
             shutil.rmtree(self._root)
 

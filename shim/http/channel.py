@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Hashable
+from collections.abc import Hashable
 from enum import Enum
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
@@ -75,7 +76,7 @@ class Channel(asyncio.Protocol, Generic[C]):
         # What the deadline is for; None when a request has come since it was set.
         self._phase: Phase | None = Phase.IDLE
         self._state = State.READING
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Future[Response] | None = None
         self._write_full = False
         self.deadline = inf
 
@@ -97,12 +98,10 @@ class Channel(asyncio.Protocol, Generic[C]):
 
     def eof_received(self) -> None:
         """The peer is done: so are we, once what was written is sent. An answer under way is given up."""
-        self._stop_answering()
         self._end(State.CLOSING, self._server.limits.drain_seconds)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end(State.GONE, inf)
-        self._stop_answering()
         self._server.forget(self)
 
     def pause_writing(self) -> None:
@@ -111,7 +110,7 @@ class Channel(asyncio.Protocol, Generic[C]):
     def resume_writing(self) -> None:
         self._write_full = False
         if self._state is State.BLOCKED:
-            self._go_on()
+            self._yield_turn()
 
     # What the server calls.
 
@@ -126,7 +125,6 @@ class Channel(asyncio.Protocol, Generic[C]):
         sock = self._transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._stop_answering()
         self._end(State.CLOSING, inf)
         self._transport.abort()
 
@@ -159,6 +157,11 @@ class Channel(asyncio.Protocol, Generic[C]):
             if self._state is not State.READING:
                 return
         self._transport.pause_reading()
+        self._yield_turn()
+
+    def _yield_turn(self) -> None:
+        """Go on after the others, and not within a call of the transport's, which may not bear to be closed."""
+        self._state = State.READING
         self.deadline = inf
         self._server.call_soon(self._take_turn)
 
@@ -191,22 +194,29 @@ class Channel(asyncio.Protocol, Generic[C]):
         self._phase = None
         try:
             answer = self._server.handler(self.caller, asked.request)
+            if not isinstance(answer, Response):
+                self._expect(asked, asyncio.ensure_future(answer))
+                return
         except Exception as error:  # noqa: BLE001 - the boundary of one request
             answer = self._server.fail(asked.request.method, error)
-        if isinstance(answer, Response):
-            self._send(asked, answer)
-            return
+        self._send(asked, answer)
+
+    def _expect(self, asked: Received, task: asyncio.Future[Response]) -> None:
         self._state = State.ANSWERING
         self.deadline = inf
-        self._task = asyncio.ensure_future(self._answer_later(asked, answer))
+        self._task = task
+        task.add_done_callback(partial(self._answered, asked))
 
-    async def _answer_later(self, asked: Received, answer: Awaitable[Response]) -> None:
-        try:
-            response = await answer
-        except Exception as error:  # noqa: BLE001 - the boundary of one request
-            response = self._server.fail(asked.request.method, error)
+    def _answered(self, asked: Received, task: asyncio.Future[Response]) -> None:
         self._task = None
-        self._send(asked, response)
+        try:
+            answer = task.result()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as in _answer
+            if self._state is not State.ANSWERING:
+                return  # it was given up, by us
+            answer = self._server.fail(asked.request.method, error)
+        if self._state is State.ANSWERING:
+            self._send(asked, answer)
         if self._state is State.READING:
             self._go_on()
 
@@ -237,8 +247,7 @@ class Channel(asyncio.Protocol, Generic[C]):
             self._close()
 
     def _linger(self) -> None:
-        drain = self._server.limits.drain_seconds if self._write_full else LINGER_SECONDS
-        self._end(State.LINGERING, drain)
+        self._end(State.LINGERING, self._server.limits.drain_seconds if self._write_full else LINGER_SECONDS)
         self._transport.write_eof()
         if not self._transport.is_reading():
             self._transport.resume_reading()
@@ -250,8 +259,6 @@ class Channel(asyncio.Protocol, Generic[C]):
     def _end(self, state: State, seconds: float) -> None:
         self._state = state
         self.deadline = self._server.clock() + seconds
-
-    def _stop_answering(self) -> None:
         if self._task is not None:
             self._task.cancel()
             self._task = None

@@ -47,7 +47,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A well-formed head. `request` has no body yet; `length` is the body's in bytes, None if chunked."""
+    """A well-formed head. `request` has no body yet; `length` is the body's in bytes, None if chunked.
+
+    `expect_continue` says what was asked for, whether a body is to come or not.
+    """
 
     request: Request
     length: int | None
@@ -90,7 +93,7 @@ def read_head(raw: bytes, limits: Limits) -> Head:
         length=length,
         keep_alive=_read_keep_alive(headers, http10),
         http10=http10,
-        expect_continue=_read_expect(known.get(b"expect"), http10) and length != 0,
+        expect_continue=_read_expect(known.get(b"expect"), http10),
     )
 
 

@@ -150,7 +150,7 @@ class Server(Generic[C]):
         if not self._channels:
             self._empty.set()
 
-    def fail(self, method: bytes, error: Exception) -> Response:
+    def fail(self, method: bytes, error: BaseException) -> Response:
         """Count and log a failure of ours; what to answer."""
         self.stats.failed += 1
         self._log_failure(method.decode("ascii") + " request failed", error)
@@ -182,7 +182,7 @@ class Server(Generic[C]):
         else:
             channel.refuse(503, "too many connections")
 
-    def _log_failure(self, what: str, error: Exception) -> None:
+    def _log_failure(self, what: str, error: BaseException) -> None:
         """Where and of what kind: the message itself may quote the guest."""
         self._failures_logged += 1
         if self._failures_logged <= FAILURES_LOGGED:

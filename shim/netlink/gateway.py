@@ -63,22 +63,24 @@ class Gateway:
         return Path("/run/netns") / self.name
 
 
-async def ensure(route: AsyncIPRoute, gateway: Gateway) -> int:
-    """Makes what is missing of the gateway and returns the ifindex of the host's end. Idempotent."""
-    if not is_namespace(gateway.path):
-        with contextlib.suppress(FileNotFoundError):
-            gateway.path.unlink()
+async def ensure(route: AsyncIPRoute, gateway: Gateway) -> tuple[int, bool]:
+    """Makes what is missing: (the ifindex of the host's end, whether the namespace is a new one). Idempotent."""
+    fresh = not is_namespace(gateway.path)
+    if fresh:
+        # What may be left of a former one cannot be used: its other end is in a namespace without a name.
+        await _remove_link(route, gateway)
+        gateway.path.unlink(missing_ok=True)
         netns.create(gateway.name)
     ifindex = await _ensure_link(route, gateway)
     async with AsyncIPRoute(netns=gateway.name) as inside:
         await _furnish(inside, gateway)
-    return ifindex
+    return ifindex, fresh
 
 
 def is_namespace(path: Path) -> bool:
     """Whether a namespace is mounted there (a crash may leave the bare file)."""
     try:
-        return os.stat(path).st_dev != os.stat(path.parent).st_dev
+        return path.stat().st_dev != path.parent.stat().st_dev
     except FileNotFoundError:
         return False
 
@@ -112,15 +114,14 @@ async def _furnish(inside: AsyncIPRoute, gateway: Gateway) -> None:
         await inside.link("set", index=found[0], state="up", arp=False)
         for address in gateway.service_addresses:
             await _ensure_address(inside, found[0], address)
-        await inside.route("replace", dst=gateway.slots_v4, gateway=NEIGHBOUR_V4, oif=found[0], flags=["onlink"])
-        await inside.route("replace", dst=gateway.slots_v6, gateway=NEIGHBOUR_V6, oif=found[0], flags=["onlink"])
+        for slots, neighbour in ((gateway.slots_v4, NEIGHBOUR_V4), (gateway.slots_v6, NEIGHBOUR_V6)):
+            await inside.route("replace", dst=slots, gateway=neighbour, oif=found[0], flags=["onlink"])
 
 
 async def _ensure_address(inside: AsyncIPRoute, ifindex: int, text: str) -> None:
     address: IPv4Address | IPv6Address = ip_address(text)
-    await inside.addr(
-        "replace", index=ifindex, address=text, prefixlen=address.max_prefixlen, scope=253 if address.is_link_local else 0
-    )
+    scope = 253 if address.is_link_local else 0
+    await inside.addr("replace", index=ifindex, address=text, prefixlen=address.max_prefixlen, scope=scope)
 
 
 def _set_sysctl(key: str, value: int) -> None:
@@ -130,12 +131,16 @@ def _set_sysctl(key: str, value: int) -> None:
 
 async def remove(route: AsyncIPRoute, gateway: Gateway) -> None:
     """Removes the link and the namespace."""
-    with kernel_errors(f"cannot remove {gateway.link}"):
-        for ifindex in await route.link_lookup(ifname=gateway.link):
-            await route.link("del", index=ifindex)
+    await _remove_link(route, gateway)
     if gateway.path.exists():
         with contextlib.suppress(OSError):
             netns.remove(gateway.name)
+
+
+async def _remove_link(route: AsyncIPRoute, gateway: Gateway) -> None:
+    with kernel_errors(f"cannot remove {gateway.link}"):
+        for ifindex in await route.link_lookup(ifname=gateway.link):
+            await route.link("del", index=ifindex)
 
 
 @contextlib.contextmanager
@@ -143,7 +148,7 @@ def entered(path: Path) -> Iterator[None]:
     """Moves this thread into a namespace and back. No awaiting inside: others would find themselves there."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with open(path, "rb") as there:
+        with path.open("rb") as there:
             netns.setns(there.fileno())
         try:
             yield

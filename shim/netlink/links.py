@@ -45,7 +45,9 @@ class Links:
             try:
                 async with AsyncIPRoute() as route:
                     await route.bind(groups=RTMGRP_LINK | RTMGRP_TC)
-                    self.table = await dump()
+                    found = await dump()
+                    self.table.clear()
+                    self.table.update(found)
                     self._wake(None)
                     ready.set()
                     await self._follow(route)

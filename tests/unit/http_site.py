@@ -34,7 +34,7 @@ def _run_on(runner: Callable[[Coroutine[Any, Any, None]], None], main: Coroutine
         await asyncio.wait_for(main, 20)
 
     runner(watched())
-    assert strays == []
+    assert not strays, strays
 
 
 # For `pytestmark`: each test gets a `run` for the one loop, then for the other.
@@ -57,9 +57,18 @@ class Site:
     def __init__(self, server: Server[str], port: int) -> None:
         self.server = server
         self.port = port
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self._writers.append(writer)
+        return reader, writer
+
+    async def leave(self) -> None:
+        """Close what was opened here."""
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
     async def exchange(self, wire: bytes) -> bytes:
         """Send, and read until the server closes."""
@@ -81,9 +90,11 @@ async def site(
     port = sock.getsockname()[1]
     server: Server[str] = Server(handler, limits or Limits(), admit, limit_key=lambda caller: caller)
     await server.serve([sock])
+    here = Site(server, port)
     try:
-        yield Site(server, port)
+        yield here
     finally:
+        await here.leave()
         await server.drain(0.2)
 
 

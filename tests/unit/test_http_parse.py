@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shim.core.exchange import Request
+from shim.http.head import Refused, read_head
 from shim.http.limits import Limits
 from shim.http.parse import Connection, Continue, Event, Heads, Malformed, Phase, Received
 
@@ -453,7 +454,32 @@ def test_the_memory_of_heads_is_bounded() -> None:
     wires = [get(HOST[:-2], b"n: %d" % number) for number in range(2000)]
     for wire in wires:
         heads.read(wire)
+    assert sum(heads.recall(wire) is not None for wire in wires) == 512
+    assert heads.recall(wires[-1]) is not None
     large = get(HOST[:-2], b"X: " + b"a" * 2000)
     heads.read(large)
-    assert sum(heads.recall(wire) is not None for wire in [*wires, large]) == 512
-    assert heads.recall(wires[-1]) is not None
+    assert heads.recall(large) is None
+
+
+@pytest.mark.parametrize(
+    ("wire", "reason"),
+    [
+        (
+            post(b"Content-Length: 5", b"Transfer-Encoding: chunked"),
+            "Content-Length and Transfer-Encoding together",
+        ),
+        (get(HOST[:-2], b" folded"), "folded header line"),
+        (get(HOST[:-2], b"Host: a"), "header given more than once: host"),
+    ],
+)
+def test_reasons_that_help_to_find_the_fault(wire: bytes, reason: str) -> None:
+    assert outcome(wire) == [Malformed(400, reason)]
+
+
+@pytest.mark.parametrize(
+    "unscanned",
+    [b"Host: a\r\nX: a\rb\r\n\r\n", b"Host: a\nX: b\r\n\r\n", b"Host: a\r\nX:"],
+)
+def test_the_second_reading_refuses_what_slipped_past_the_first(unscanned: bytes) -> None:
+    with pytest.raises(Refused):
+        read_head(b"GET / HTTP/1.1\r\n" + unscanned, LIMITS)

@@ -19,6 +19,7 @@ from tests.unit.http_site import (
     GET,
     ON_BOTH_LOOPS,
     QUICK,
+    SOON,
     Run,
     by_turns,
     reset_seen,
@@ -213,6 +214,20 @@ def test_who_reads_late_gets_all(run: Run) -> None:
             assert here.server.stats.requests < 10
             for _ in range(10):
                 assert len((await response(reader))[2]) == LARGE
+
+    run(main())
+
+
+def test_who_says_that_it_has_sent_all_still_gets_all(run: Run) -> None:
+    async def main() -> None:
+        large = Response(200, (), b"x" * LARGE)
+        async with site(lambda caller, request: large) as here:
+            reader, writer = await here.connect()
+            writer.write(GET * 10)
+            writer.write_eof()
+            for _ in range(10):
+                assert len((await response(reader))[2]) == LARGE
+            assert await asyncio.wait_for(reader.read(), SOON) == b""
 
     run(main())
 

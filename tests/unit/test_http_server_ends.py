@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -56,7 +57,10 @@ def test_an_answer_is_given_up_when_the_peer_goes(run: Run, rudely: bool) -> Non
             _, writer = await here.connect()
             writer.write(GET)
             await until(lambda: endless.begun == 1)
-            writer.transport.abort() if rudely else writer.close()
+            if rudely:
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.close()
             await until(lambda: endless.cancelled == 1 and here.server.connections == 0)
 
     run(main())
@@ -103,6 +107,51 @@ def test_drain_lets_what_is_begun_end(run: Run) -> None:
             await asyncio.wait_for(drained, 3)
             with pytest.raises(ConnectionRefusedError):
                 await here.connect()
+
+    run(main())
+
+
+def test_drain_waits_for_a_slow_reader_and_no_longer(run: Run) -> None:
+    async def main() -> None:
+        large = Response(200, (), b"x" * 30_000_000)
+        async with site(lambda caller, request: large) as here:
+            reader, writer = await here.connect()
+            writer.write(GET)
+            await until(lambda: here.server.stats.requests == 1)
+            drained = asyncio.ensure_future(here.server.drain(15))
+            await asyncio.sleep(0.2)
+            assert not drained.done()
+            assert len((await response(reader))[2]) == 30_000_000
+            await asyncio.wait_for(drained, SOON)
+
+    run(main())
+
+
+def test_a_last_response_arrives_though_more_was_sent_than_was_read(run: Run) -> None:
+    async def last(caller: str, request: Request) -> Response:
+        await asyncio.sleep(0.1)
+        return Response(200, (), b"bye", close=True)
+
+    async def main() -> None:
+        async with site(last) as here:
+            reader, writer = await here.connect()
+            writer.write(GET + b"x" * 4_000_000)
+            assert (await response(reader))[2] == b"bye"
+            await writer.drain()
+            assert await asyncio.wait_for(reader.read(), SOON) == b""
+
+    run(main())
+
+
+def test_nothing_is_kept_of_callers_that_are_gone(run: Run) -> None:
+    names = [str(number) for number in range(20)]
+
+    async def main() -> None:
+        async with site(admit=by_turns(*names)) as here:
+            for _ in names:
+                await here.exchange(b"GET / HTTP/1.0\r\n\r\n")
+            await until(lambda: here.server.connections == 0)
+            assert len(here.server._held) == 0  # the table that the limit per instance counts in
 
     run(main())
 

@@ -1,0 +1,424 @@
+"""The agent: composition root of the privileged side.
+
+It guards taps, holds policy, keeps the proxy's workers running and serves operators. What it puts into the
+kernel outlives it; nothing that a guest sends reaches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import grp
+import logging
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+from pyroute2 import AsyncIPRoute
+
+from shim import log as logs
+from shim.config import SLOTS_V4, SLOTS_V6, Config
+from shim.control.api import MAX_BODY, Api
+from shim.control.shapes import Ailment
+from shim.core.exchange import Request
+from shim.core.policy import Access, Policy
+from shim.core.port import Port, Slots
+from shim.core.verdict import Event
+from shim.datapath import abi
+from shim.datapath.ebpf import Ebpf
+from shim.enrolment import Enrolment
+from shim.errors import ConfigError, ConflictError, KernelError
+from shim.feed import Entry, Task
+from shim.http.limits import Limits
+from shim.http.server import Server
+from shim.identity.alias import Alias
+from shim.identity.file import StaticFile
+from shim.identity.operator import Operator
+from shim.identity.resolve import Resolver, Source
+from shim.journal import Journal
+from shim.metadata.store import Store
+from shim.netlink import gateway as gateways
+from shim.netlink.links import Links
+from shim.netlink.tc import Filters
+from shim.operations import AgentOperations, feed_entry
+from shim.workers import Workers, running
+
+log = logging.getLogger("shim.agent")
+
+REFRESH_SECONDS = 2.0
+"""How often the identity sources are looked at."""
+
+AUDIT_SECONDS = 30.0
+"""How often every port is written and attached again, whatever was seen or missed."""
+
+FINISH_SECONDS = 5.0
+CONTROL_LIMITS = Limits(body_bytes=MAX_BODY, idle_seconds=60, connections_per_instance=64, connections=64)
+
+
+def run(config: Config) -> int:
+    """Runs the agent until it is told to stop; the exit status. Raises MetashimError when it cannot start."""
+    logs.setup(config.log.level)
+    with _alone(config):
+        asyncio.run(_main(config))
+    return 0
+
+
+@contextlib.contextmanager
+def _alone(config: Config):  # type: ignore[no-untyped-def]
+    """Holds the lock that makes this the only agent of its name."""
+    if os.geteuid() != 0:
+        raise KernelError("the agent needs root", "it loads programs into the kernel: use sudo or systemd")
+    Path(config.host.run_dir).mkdir(parents=True, exist_ok=True, mode=0o755)
+    with config.lock.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(f"an agent runs already (it holds {config.lock})", "stop it first") from None
+        yield
+
+
+async def _main(config: Config) -> None:
+    async with AsyncIPRoute() as route:
+        agent = Agent(config, route)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGQUIT, agent.leave, stop)
+        try:
+            await agent.start()
+            notify("READY=1")
+            await agent.work(stop)
+        finally:
+            notify("STOPPING=1")
+            await agent.stop()
+
+
+class Agent:
+    """Everything wired together; `start`, `work` until told, `stop`."""
+
+    def __init__(self, config: Config, route: AsyncIPRoute) -> None:
+        self._config = config
+        self._route = route
+        self._control: Server[str] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._uid, self._gid = _proxy_user(config)
+        self._journal = Journal(time.time)
+        self._gateway = gateway_of(config)
+        self._datapath = datapath_of(config, route)
+        self._store = Store(config.store, self._gid)
+        self._policies: dict[UUID, Policy] = self._store.policies()
+        self._default = _default_policy(config)
+        self._links = Links(self._wake)
+        self._resolver = Resolver(_sources(config, self._store))
+        self._woken = asyncio.Event()
+        self._suspects: set[int] = set()
+        self._leaving = False
+        self._workers = Workers(
+            config.proxy.workers, self._uid, config.feed_socket, self._listen, self._worker_task, self._feed_table,
+            self._worker_failed,
+        )  # fmt: skip
+        self._enrolment = Enrolment(
+            self._datapath,
+            Slots(config.datapath.max_ports),
+            self._resolver,
+            self._links.table,
+            config.datapath.taps,
+            self._policy_of,
+            self._port_changed,
+            time.monotonic,
+        )
+        self._operations = AgentOperations(
+            config, self._store, self._datapath, self._enrolment, self._resolver, self._workers, self._journal,
+            self._policies, self._default, self._ailments,
+        )  # fmt: skip
+
+    def _policy_of(self, instance: UUID | None) -> Policy:
+        return self._operations.policy_of(instance)
+
+    async def start(self) -> None:
+        """Kernel first, refusing; then the proxy; then the operators' socket, as a sign that all is up."""
+        _mount_bpffs(Path(self._config.host.bpffs))
+        ifindex, fresh = await gateways.ensure(self._route, self._gateway)
+        await self._datapath.open(ifindex)
+        if fresh:  # workers of an earlier run listen where nobody comes any more
+            end_workers(self._config)
+        ready = asyncio.Event()
+        self._tasks.append(asyncio.ensure_future(self._links.run(ready)))
+        await ready.wait()
+        self._resolver.refresh()
+        await self._enrolment.adopt()
+        await self._enrolment.settle(again=True)
+        await self._datapath.prune()
+        self._watch_events()
+        await self._workers.start()
+        await self._serve_operators()
+        self._journal.note("agent", "started")
+        log.info("ready: %d ports guarded by %s", len(self._enrolment.ports), self._datapath.name)
+        gc.collect()
+        gc.freeze()
+
+    async def work(self, stop: asyncio.Event) -> None:
+        """Settles whenever something woke it, looks at the sources and audits now and then, until `stop`."""
+        audit = time.monotonic() + AUDIT_SECONDS
+        stopping = asyncio.ensure_future(stop.wait())
+        while not stop.is_set():
+            await self._pause(stopping)
+            changed = self._resolver.refresh() or self._woken.is_set()
+            self._woken.clear()
+            again = time.monotonic() >= audit
+            if again:
+                audit = time.monotonic() + AUDIT_SECONDS
+            suspects, self._suspects = self._suspects, set()
+            try:
+                if again:
+                    await self._audit()
+                elif changed:
+                    await self._enrolment.settle()
+                if suspects:
+                    await self._enrolment.settle(suspects & self._enrolment.ports.keys(), again=True)
+            except Exception:  # the boundary of one pass
+                log.exception("a pass over the taps failed; the next one tries again")
+
+    async def _pause(self, stopping: asyncio.Task[Literal[True]]) -> None:
+        woken = asyncio.ensure_future(self._woken.wait())
+        await asyncio.wait({woken, stopping}, timeout=REFRESH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        woken.cancel()
+
+    async def _audit(self) -> None:
+        """Makes all of it again that somebody may have touched."""
+        ifindex, fresh = await gateways.ensure(self._route, self._gateway)
+        await self._datapath.open(ifindex)
+        for guarded in self._enrolment.ports:
+            self._datapath.detached(guarded)
+        await self._enrolment.settle(again=True)
+        if fresh:
+            log.error("somebody removed the namespace %s: it is made anew", self._gateway.name)
+            self._workers.renew()
+
+    async def stop(self) -> None:
+        """Ends this side in good order; the kernel's side stays."""
+        for task in self._tasks:
+            task.cancel()
+        if self._leaving:
+            self._workers.leave()
+        else:
+            await self._workers.stop(FINISH_SECONDS)
+        if self._control is not None:
+            await self._control.drain(1.0)
+        self._config.control_socket.unlink(missing_ok=True)
+        self._config.feed_socket.unlink(missing_ok=True)
+        self._store.close()
+        log.info("stopped; what was refused stays refused (`metashim teardown` removes the kernel's side)")
+
+    def leave(self, stop: asyncio.Event) -> None:
+        """SIGQUIT: go, and leave the workers to the next agent."""
+        self._leaving = True
+        stop.set()
+
+    def _wake(self, ifindex: int | None) -> None:
+        """Links call this: something changed, or a filter of that link was removed."""
+        if ifindex is not None and ifindex in self._enrolment.ports:
+            self._datapath.detached(ifindex)
+            self._suspects.add(ifindex)
+        self._woken.set()
+
+    def _port_changed(self, port: Port, here: bool) -> None:
+        entry = feed_entry(port)
+        if entry is None:
+            return
+        if here:
+            self._workers.put(entry)
+        else:
+            self._workers.gone(port.slot, port.generation)
+
+    def _feed_table(self) -> list[Entry]:
+        entries = (feed_entry(port) for port in self._enrolment.ports.values())
+        return [entry for entry in entries if entry is not None]
+
+    def _listen(self) -> list[socket.socket]:
+        return gateways.listen(self._gateway, self._config.datapath.service_ports)
+
+    def _worker_task(self, fds: list[int]) -> Task:
+        proxy = self._config.proxy
+        limits = Limits(
+            head_bytes=proxy.head_bytes,
+            body_bytes=proxy.body_bytes,
+            head_seconds=proxy.head_seconds,
+            idle_seconds=proxy.idle_seconds,
+            connections_per_instance=proxy.connections_per_instance,
+            connections=proxy.connections,
+        )
+        return Task(
+            sockets=fds,
+            feed=str(self._config.feed_socket),
+            store=str(self._config.store),
+            uid=self._uid,
+            gid=self._gid,
+            limits=limits,
+            level=self._config.log.level,
+        )
+
+    def _worker_failed(self, text: str) -> None:
+        log.error("%s", text)
+        self._journal.note("proxy", text)
+
+    def _watch_events(self) -> None:
+        ring = self._datapath.ring
+        assert ring is not None
+        asyncio.get_running_loop().add_reader(ring.fd, self._note_events)
+
+    def _note_events(self) -> None:
+        for event in self._datapath.events():
+            self._note_event(event)
+
+    def _note_event(self, event: Event) -> None:
+        port = self._enrolment.port_of(event.slot, event.generation)
+        text = f"{_end(event.source, event.source_port)} to {_end(event.destination, event.destination_port)}"
+        self._journal.note(
+            "refusal",
+            text,
+            tap=port.tap if port else f"slot {event.slot}",
+            instance=port.instance if port else None,
+            reason=event.verdict.label,
+        )
+
+    async def _serve_operators(self) -> None:
+        api = Api(self._operations)
+
+        def handle(caller: str, request: Request) -> object:
+            return api.handle(request)
+
+        path = self._config.control_socket
+        path.unlink(missing_ok=True)
+        self._control = Server[str](
+            handle, CONTROL_LIMITS, lambda peer, own: "operator", limit_key=lambda caller: caller  # type: ignore[arg-type]
+        )
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        os.chown(path, 0, _group(self._config))
+        path.chmod(0o660)
+        await self._control.serve([sock])
+
+    def _ailments(self) -> list[Ailment]:
+        found = [Ailment(f"identity source {name}", what) for name, what in self._resolver.health().items()]
+        down = [worker for worker in self._workers.all if worker.writer is None]
+        found += [Ailment("proxy", f"worker {worker.number} is down", "see the log") for worker in down]
+        found += [
+            Ailment("tap", str(error), error.hint or "nothing passes there; see the log")
+            for error in self._enrolment.failures.values()
+        ]
+        return found
+
+
+def _end(address: str, port: int) -> str:
+    if not port:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def notify(state: str) -> None:
+    """Tells systemd (sd_notify(3)), if it asked."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+def gateway_of(config: Config) -> gateways.Gateway:
+    """The gateway that a configuration asks for."""
+    return gateways.Gateway(config.host.name, config.datapath.service_addresses, str(SLOTS_V4), str(SLOTS_V6))
+
+
+def datapath_of(config: Config, route: AsyncIPRoute) -> Ebpf:
+    """The datapath that a configuration asks for."""
+    path = config.datapath
+    settings = abi.pack_settings(
+        list(path.service_addresses),
+        list(path.service_ports),
+        rate=path.connection_rate,
+        burst=path.connection_burst,
+        event_rate=path.event_rate,
+        flows_per_port=path.flows_per_port,
+    )
+    return Ebpf(Filters(route), config.pins, settings, path.max_ports, path.flows_per_port)
+
+
+def _default_policy(config: Config) -> Policy:
+    access = Access.OPEN if config.policy.enabled else Access.RESET
+    return Policy(access, access, config.datapath.hop_limit)
+
+
+def _sources(config: Config, store: Store) -> list[Source]:
+    made: dict[str, Source] = {
+        "operator": Operator(store.attachments),
+        "file": StaticFile(Path(config.identity.file)),
+        "alias": Alias(),
+    }
+    return [made[name] for name in config.identity.sources]
+
+
+def _proxy_user(config: Config) -> tuple[int, int]:
+    try:
+        user = pwd.getpwnam(config.proxy.user)
+    except KeyError:
+        hint = f"useradd --system --shell /usr/sbin/nologin {config.proxy.user}"
+        raise ConfigError(f"proxy.user: there is no user {config.proxy.user}", hint) from None
+    if user.pw_uid == 0:
+        raise ConfigError("proxy.user: root would keep its privileges", "name an unprivileged user")
+    return user.pw_uid, user.pw_gid
+
+
+def _group(config: Config) -> int:
+    if not config.control.group:
+        return 0
+    try:
+        return grp.getgrnam(config.control.group).gr_gid
+    except KeyError:
+        raise ConfigError(f"control.group: there is no group {config.control.group}", "groupadd it") from None
+
+
+def _mount_bpffs(path: Path) -> None:
+    """Mounts the BPF file system where it is not; any tool of the field would."""
+    mounts = Path("/proc/mounts").read_text().splitlines()
+    if any(line.split()[1:3] == [str(path), "bpf"] for line in mounts):
+        return
+    done = subprocess.run(["mount", "-t", "bpf", "bpf", str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise KernelError(f"no BPF file system at {path}: {done.stderr.strip()}", "see `metashim check`")
+
+
+def teardown(config: Config) -> None:
+    """Removes all that any run put into the kernel, and the run folder. The store stays."""
+    with _alone(config):
+        end_workers(config)
+        asyncio.run(_teardown(config))
+    shutil.rmtree(config.host.run_dir, ignore_errors=True)
+
+
+async def _teardown(config: Config) -> None:
+    async with AsyncIPRoute() as route:
+        await datapath_of(config, route).teardown()
+        await gateways.remove(route, gateway_of(config))
+
+
+def end_workers(config: Config) -> None:
+    """Ends the workers that an earlier agent left, at once."""
+    for note in Path(config.host.run_dir).glob("worker*.pid"):
+        pid = running(note)
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+        note.unlink()

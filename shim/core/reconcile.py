@@ -1,0 +1,91 @@
+"""What must be done so that the kernel guards the taps as it should. PURE.
+
+Level-triggered: it looks at what is wanted and at what is there, never at what happened in between,
+so it may run at any time, for all taps or for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from shim.core.policy import Access, Policy
+from shim.core.port import Port, Slots
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A tap that must be guarded, whose it is, and what that instance may do."""
+
+    ifindex: int
+    tap: str
+    netns: str
+    instance: UUID | None
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Ensure:
+    """Make the kernel hold `port`."""
+
+    port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Make the kernel forget `port`."""
+
+    port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """A tap for which no slot is left."""
+
+    wanted: Wanted
+
+
+Action = Ensure | Remove | Unplaced
+
+
+def reconcile(
+    wanted: Mapping[int, Wanted], held: Mapping[int, Port], slots: Slots, now: float, *, again: bool = False
+) -> Iterator[Action]:
+    """The actions, in an order that never leaves a wanted tap unguarded. Both mappings are by ifindex.
+
+    `again` asks for an Ensure of ports that look right too, since somebody may have touched the kernel's
+    side. `now` is in seconds, of the clock that `slots` rest by.
+    """
+    for ifindex, port in held.items():
+        if ifindex not in wanted:
+            yield Remove(port)
+    for ifindex, want in wanted.items():
+        former = held.get(ifindex)
+        if former is not None and former.instance == want.instance:
+            port = replace(former, tap=want.tap, policy=want.policy)
+            if again or port != former:
+                yield Ensure(port)
+            continue
+        place = slots.take(now)
+        if place is None:
+            yield Unplaced(want)
+            continue
+        # The new owner's record replaces the former's on the tap in one step; only then is the former's slot freed.
+        yield Ensure(Port(*place, ifindex, want.tap, want.netns, want.instance, want.policy))
+        if former is not None:
+            yield Remove(former)
+
+
+def closing(before: Policy, after: Policy) -> Policy:
+    """What may be put in force of a change before it is on disk: only what closes.
+
+    So at no instant, whatever crashes, is the kernel more open than the store says. A 403 opens the
+    kernel's side (the proxy refuses then), so a refusal in the kernel stays until the change is kept.
+    """
+
+    def of(old: Access, new: Access) -> Access:
+        opens = new is Access.OPEN or (new is Access.FORBID and old is not Access.OPEN)
+        return old if opens else new
+
+    return replace(before, v4=of(before.v4, after.v4), v6=of(before.v6, after.v6))

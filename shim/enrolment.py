@@ -1,0 +1,175 @@
+"""Which taps are guarded, for whom: links and identities in, datapath actions out.
+
+Wanted state comes from the table of links, the identity sources and the policies; what the kernel holds
+is kept in `ports`. Whatever happens only wakes `settle`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from uuid import UUID
+
+from shim.core.policy import Policy
+from shim.core.port import Port, Slots
+from shim.core.reconcile import Ensure, Remove, Unplaced, Wanted, reconcile
+from shim.datapath.base import Datapath
+from shim.errors import KernelError
+from shim.identity.resolve import Resolution, Resolver
+from shim.netlink.links import Link
+
+log = logging.getLogger(__name__)
+
+OWN_NETNS = ""
+BREATH = 64
+"""Taps settled before others have their turn on the loop."""
+
+
+class Enrolment:
+    """`ports` is what the kernel holds, by ifindex; `failures` why a wanted tap is not guarded as it should be."""
+
+    def __init__(
+        self,
+        datapath: Datapath,
+        slots: Slots,
+        resolver: Resolver,
+        links: Mapping[int, Link],
+        patterns: tuple[str, ...],
+        policy_of: Callable[[UUID | None], Policy],
+        changed: Callable[[Port, bool], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.ports: dict[int, Port] = {}
+        self.resolutions: dict[int, Resolution] = {}
+        self.failures: dict[int, KernelError] = {}
+        self._datapath = datapath
+        self._slots = slots
+        self._resolver = resolver
+        self._links = links
+        self._patterns = patterns
+        self._policy_of = policy_of
+        self._changed = changed
+        self._clock = clock
+        self._of_slot: dict[int, Port] = {}
+        self._taps_of: dict[UUID, set[int]] = {}
+        self._busy = asyncio.Lock()
+
+    def ports_of(self, instance: UUID) -> list[Port]:
+        """The ports of one instance."""
+        return [self.ports[ifindex] for ifindex in sorted(self._taps_of.get(instance, ()))]
+
+    def port_of(self, slot: int, generation: int) -> Port | None:
+        """The port that an owner of a slot is, if it still is."""
+        port = self._of_slot.get(slot)
+        return port if port is not None and port.generation == generation else None
+
+    async def adopt(self) -> None:
+        """Takes over what the kernel holds from an earlier run. What is wanted no more goes with the next pass."""
+        for found in await self._datapath.observe():
+            link = self._links.get(found.ifindex)
+            name = link.name if link else ""
+            policy = self._policy_of(found.instance)
+            port = Port(found.slot, found.generation, found.ifindex, name, OWN_NETNS, found.instance, policy)
+            if found.slot:
+                self._slots.adopt(found.slot, found.generation)
+                self._hold(port)
+            elif not self._is_guarded(link):
+                await self._datapath.remove(port)
+
+    async def settle(self, only: Iterable[int] | None = None, *, again: bool = False) -> None:
+        """Makes the kernel hold what is wanted: for all taps, or for some. A tap that fails stands in nobody's way."""
+        indexes = list(only) if only is not None else list(self._links.keys() | self.ports.keys())
+        for number, ifindex in enumerate(indexes):
+            async with self._busy:
+                await self._settle_one(ifindex, again)
+            if number % BREATH == BREATH - 1:
+                await asyncio.sleep(0)
+
+    async def _settle_one(self, ifindex: int, again: bool) -> None:
+        wanted = self._wanted(ifindex)
+        held = self.ports.get(ifindex)
+        pairs = ({ifindex: wanted} if wanted else {}, {ifindex: held} if held else {})
+        again = again or ifindex in self.failures
+        if not wanted:
+            self.failures.pop(ifindex, None)
+        for action in reconcile(*pairs, self._slots, self._clock(), again=again):
+            try:
+                await self._apply(action)
+                self.failures.pop(ifindex, None)
+            except KernelError as error:
+                self._failed(ifindex, error)
+
+    def _wanted(self, ifindex: int) -> Wanted | None:
+        link = self._links.get(ifindex)
+        if link is None:
+            self.resolutions.pop(ifindex, None)
+            return None
+        resolution = self._resolver.resolve(OWN_NETNS, link.name, link.alias)
+        if resolution.instance is None and not self._is_guarded(link):
+            self.resolutions.pop(ifindex, None)
+            return None
+        self.resolutions[ifindex] = resolution
+        return Wanted(
+            ifindex, link.name, OWN_NETNS, resolution.instance, self._policy_of(resolution.instance)
+        )
+
+    def _is_guarded(self, link: Link | None) -> bool:
+        return link is not None and any(fnmatchcase(link.name, pattern) for pattern in self._patterns)
+
+    async def _apply(self, action: Ensure | Remove | Unplaced) -> None:
+        if isinstance(action, Unplaced):
+            raise KernelError(
+                f"no slot is left for {action.wanted.tap}", "raise datapath.max_ports, or wait: slots rest a minute"
+            )
+        if isinstance(action, Ensure):
+            await self._ensure(action.port)
+        else:
+            await self._remove(action.port)
+
+    async def _ensure(self, port: Port) -> None:
+        former = self.ports.get(port.ifindex)
+        try:
+            await self._datapath.ensure(port)
+        except KernelError:
+            if former is None or former.slot != port.slot:
+                self._slots.give_back(port.slot, self._clock())
+            if port.ifindex in self._links:
+                raise
+            return  # it went meanwhile, and the kernel's side with it
+        self._hold(port)
+        self._changed(port, True)
+        if former is None or former.instance != port.instance:
+            log.info("%s (interface %d): slot %d, instance %s", port.tap, port.ifindex, port.slot, port.instance)
+
+    async def _remove(self, port: Port) -> None:
+        self._changed(port, False)
+        await self._datapath.remove(port)
+        self._slots.give_back(port.slot, self._clock())
+        if self.ports.get(port.ifindex) == port:
+            self._release(port)
+            log.info("%s (interface %d): gone from slot %d", port.tap, port.ifindex, port.slot)
+
+    def _hold(self, port: Port) -> None:
+        former = self.ports.get(port.ifindex)
+        if former is not None:
+            self._release(former)
+        self.ports[port.ifindex] = port
+        self._of_slot[port.slot] = port
+        if port.instance is not None:
+            self._taps_of.setdefault(port.instance, set()).add(port.ifindex)
+
+    def _release(self, port: Port) -> None:
+        del self.ports[port.ifindex]
+        del self._of_slot[port.slot]
+        if port.instance is not None:
+            taps = self._taps_of[port.instance]
+            taps.discard(port.ifindex)
+            if not taps:
+                del self._taps_of[port.instance]
+
+    def _failed(self, ifindex: int, error: KernelError) -> None:
+        if str(self.failures.get(ifindex)) != str(error):
+            log.error("%s", error)
+        self.failures[ifindex] = error

@@ -1,0 +1,281 @@
+"""The proxy's workers, as the agent sees them: started, told what changes, ended, and taken over after a restart.
+
+A worker that runs already when the agent starts (the former agent was killed) is found again by the note
+of its pid, and by the feed it reconnects to; its connections never notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from shim import feed
+
+log = logging.getLogger(__name__)
+
+ADOPT_SECONDS = 3.0
+DONE_SECONDS = 2.0
+BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
+STEADY_SECONDS = 10.0
+"""A worker that ran this long did not fail at its start: the next one is started without delay."""
+
+
+@dataclass
+class Worker:
+    """One place for a worker. `pid` is 0 while it is empty."""
+
+    number: int
+    pid: int = 0
+    restarts: int = 0
+    connections: int = 0
+    requests: int = 0
+    writer: asyncio.StreamWriter | None = None
+    known: asyncio.Event = field(default_factory=asyncio.Event)
+    process: subprocess.Popen[bytes] | None = None
+    done: int = 0
+    progress: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+
+class Workers:
+    """`listen` makes listening sockets, `task` what a worker is started with given their descriptors, `table` is
+    the whole table as of now. `failed` is told of a worker that ended unasked."""
+
+    def __init__(
+        self,
+        count: int,
+        uid: int,
+        path: Path,
+        listen: Callable[[], list[socket.socket]],
+        task: Callable[[list[int]], feed.Task],
+        table: Callable[[], list[feed.Entry]],
+        failed: Callable[[str], None],
+    ) -> None:
+        self.all = [Worker(number) for number in range(count)]
+        self._uid = uid
+        self._path = path
+        self._listen = listen
+        self._task = task
+        self._table = table
+        self._failed = failed
+        self._sockets: list[socket.socket] = []
+        self._number = 0
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Opens the feed, takes over workers that run, and starts those that are missing."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=feed.LINE_BYTES)
+        os.chown(self._path, self._uid, -1)
+        self._path.chmod(0o600)
+        self._end_surplus()
+        self._tasks = [asyncio.ensure_future(self._keep(worker)) for worker in self.all]
+
+    def _note(self, number: int) -> Path:
+        return self._path.with_name(f"worker{number}.pid")
+
+    def _end_surplus(self) -> None:
+        """Workers of an earlier run with a higher count are told to finish."""
+        for note in self._path.parent.glob("worker*.pid"):
+            number = note.stem.removeprefix("worker")
+            if number.isdecimal() and int(number) >= len(self.all):
+                pid = running(note)
+                if pid:
+                    os.kill(pid, signal.SIGTERM)
+                note.unlink()
+
+    async def _keep(self, worker: Worker) -> None:
+        """One place's life: take over or start, wait for its end, again."""
+        worker.pid = running(self._note(worker.number))
+        if worker.pid and not await self._reconnects(worker):
+            log.warning("worker %d (pid %d) does not answer: ending it", worker.number, worker.pid)
+            _kill(worker.pid, signal.SIGKILL)
+        failures = 0
+        while True:
+            if not worker.pid:
+                self._spawn(worker)
+            began = asyncio.get_running_loop().time()
+            await _ended(worker)
+            if self._stopping:
+                return
+            self._bury(worker)
+            steady = asyncio.get_running_loop().time() - began > STEADY_SECONDS
+            failures = 0 if steady else failures + 1
+            if failures:
+                await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
+
+    async def _reconnects(self, worker: Worker) -> bool:
+        try:
+            await asyncio.wait_for(worker.known.wait(), ADOPT_SECONDS)
+        except TimeoutError:
+            return False
+        log.info("worker %d (pid %d) goes on", worker.number, worker.pid)
+        return True
+
+    def _spawn(self, worker: Worker) -> None:
+        if not self._sockets:
+            self._sockets = self._listen()
+        fds = [sock.fileno() for sock in self._sockets]
+        command = [sys.executable, "-m", "shim.proxy", msgspec.json.encode(self._task(fds)).decode()]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        worker.process = subprocess.Popen(
+            command, pass_fds=fds, start_new_session=True, cwd="/", stdin=subprocess.DEVNULL, env=environment
+        )
+        worker.pid = worker.process.pid
+        self._note(worker.number).write_text(f"{worker.pid} {_began(worker.pid)}")
+
+    def _bury(self, worker: Worker) -> None:
+        status = worker.process.wait() if worker.process else None
+        self._failed(f"worker {worker.number} (pid {worker.pid}) ended unasked (status {status}): starting another")
+        self._note(worker.number).unlink(missing_ok=True)
+        worker.pid, worker.process, worker.connections = 0, None, 0
+        worker.restarts += 1
+        worker.known.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        worker: Worker | None = None
+        try:
+            pid = _peer_pid(writer)
+            hello = feed.read_from_worker(await reader.readline())
+            worker = next((w for w in self.all if w.pid == pid and isinstance(hello, feed.Hello)), None)
+            if worker is None:
+                return
+            worker.writer, worker.done = writer, 0
+            self._send(worker, feed.Table(self._next(), self._table()))
+            worker.known.set()
+            while line := await reader.readline():
+                await self._hear(worker, feed.read_from_worker(line))
+        except (OSError, ValueError) as error:
+            log.warning("the feed of a worker broke: %s", type(error).__name__)
+        finally:
+            if worker is not None and worker.writer is writer:
+                worker.writer = None
+                async with worker.progress:
+                    worker.progress.notify_all()
+            writer.close()
+
+    async def _hear(self, worker: Worker, message: feed.ToAgent) -> None:
+        if isinstance(message, feed.Done):
+            worker.done = message.number
+            async with worker.progress:
+                worker.progress.notify_all()
+        elif isinstance(message, feed.Load):
+            worker.connections, worker.requests = message.connections, message.requests
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _send(self, worker: Worker, message: feed.ToWorker) -> None:
+        if worker.writer is not None:
+            worker.writer.write(feed.encode(message))
+
+    def put(self, entry: feed.Entry) -> int:
+        """Tells all workers of a slot's entry; the number to `settled` for."""
+        return self._tell(feed.Put(self._next(), entry))
+
+    def gone(self, slot: int, generation: int) -> int:
+        """Tells all workers that a slot is nobody's any more."""
+        return self._tell(feed.Gone(self._next(), slot, generation))
+
+    def _tell(self, message: feed.Put | feed.Gone) -> int:
+        for worker in self.all:
+            self._send(worker, message)
+        return message.number
+
+    async def settled(self, number: int) -> bool:
+        """Waits until every worker that is connected has done what it was told; False if one did not in time."""
+        results = [await self._settled(worker, number) for worker in self.all]
+        return all(results)
+
+    async def _settled(self, worker: Worker, number: int) -> bool:
+        try:
+            async with asyncio.timeout(DONE_SECONDS), worker.progress:
+                await worker.progress.wait_for(lambda: worker.writer is None or worker.done >= number)
+        except TimeoutError:
+            return False
+        return True
+
+    def renew(self) -> None:
+        """The gateway namespace is another one now: the next workers get listening sockets made in it."""
+        for sock in self._sockets:
+            sock.close()
+        self._sockets = []
+        for worker in self.all:
+            if worker.pid:
+                _kill(worker.pid, signal.SIGTERM)
+
+    def leave(self) -> None:
+        """Ends the agent's side only: the workers go on, for the next agent to find."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def stop(self, grace: float) -> None:
+        """Ends all workers in good order, within `grace` seconds."""
+        self._stopping = True
+        for worker in self.all:
+            if worker.pid:
+                _kill(worker.pid, signal.SIGTERM)
+        _, late = await asyncio.wait(self._tasks, timeout=grace + 1) if self._tasks else (set(), set())
+        for worker in self.all:
+            if late and worker.pid:
+                _kill(worker.pid, signal.SIGKILL)
+            if worker.process:
+                worker.process.wait()
+            self._note(worker.number).unlink(missing_ok=True)
+        self.leave()
+
+
+def running(note: Path) -> int:
+    """The pid in a note, if it is still that worker's: 0 otherwise. A pid is reused, its start time is not."""
+    try:
+        pid, began = note.read_text().split()
+        return int(pid) if _began(int(pid)) == began else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def _began(pid: int) -> str:
+    """When a process began, in ticks since boot: field 22 of proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def _kill(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _peer_pid(writer: asyncio.StreamWriter) -> int:
+    sock = writer.get_extra_info("socket")
+    return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+
+
+async def _ended(worker: Worker) -> None:
+    """Waits for the process's end, child or not."""
+    try:
+        fd = os.pidfd_open(worker.pid)
+    except ProcessLookupError:
+        return
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(fd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
