@@ -1,0 +1,170 @@
+"""`metashim check` on this host and in network namespaces where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import resource
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shim.check import Finding, findings, private_mounts
+from shim.config import Config, Datapath, Host, Proxy, parse
+
+ROOT = Path(__file__).parents[2]
+USER = next(user.pw_name for user in pwd.getpwall() if user.pw_uid)
+root = pytest.mark.root
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces")
+
+
+def check(
+    tmp_path: Path, script: str = "", config: str = "", path: str | None = None
+) -> tuple[int, dict[str, Finding]]:
+    """Exit status and findings (by what they say) of `check` in a fresh namespace, after a shell script there."""
+    (tmp_path / "m.toml").write_text(config or f'[proxy]\nuser = "{USER}"\n')
+    verb = [sys.executable, "-m", "shim", "--config", str(tmp_path / "m.toml"), "check", "--json"]
+    line = f"set -e\nip link set lo up\n{script}\nexec {shlex.join(verb)}"
+    if path is not None:
+        line = line.replace("exec ", f"PATH={path} exec ")
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    found = [Finding(**one) for one in json.loads(done.stdout)["findings"]]
+    assert all(f.hint for f in found if f.level != "ok"), "what is wrong comes with what to do"
+    return done.returncode, {f.what: f for f in found}
+
+
+def matching(found: dict[str, Finding], words: str) -> list[Finding]:
+    return [f for what, f in found.items() if words in what]
+
+
+@root
+@needs_root
+def test_a_good_host_and_nothing_is_left_of_the_trial(tmp_path: Path) -> None:
+    code, found = check(tmp_path)
+    assert code == 0, [f for f in found.values() if f.level == "fail"]
+    for what in ("root", "bpf(2)", "bcc for Python", "veth pairs", "tap devices", "clsact for tc"):
+        assert found[what].level == "ok"
+    assert not any(link.startswith("msck") for _, link in socket.if_nameindex())
+
+
+@root
+@needs_root
+def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    script = """
+    ip link add tap0 type veth peer name eth9
+    tc qdisc add dev tap0 clsact
+    tc filter add dev tap0 ingress prio 3 protocol all bpf bytecode '1,6 0 0 0'
+    tc filter add dev tap0 ingress prio 8 protocol all bpf bytecode '1,6 0 0 0'
+    tc filter add dev tap0 egress prio 2 protocol all bpf bytecode '1,6 0 0 0'
+    tc qdisc add dev eth9 clsact
+    tc filter add dev eth9 ingress prio 1 protocol all bpf bytecode '1,6 0 0 0'
+    nft add table ip old
+    nft 'add chain ip old c { type nat hook prerouting priority 0; }'
+    nft add rule ip old c ip daddr 169.254.169.254 tcp dport 80 redirect to :9697
+    nft add table ip metashim
+    nft 'add chain ip metashim c'
+    nft add rule ip metashim c ip daddr 169.254.169.254 drop
+    nft add table ip other
+    nft 'add chain ip other c'
+    nft add rule ip other c ip daddr 169.254.169.25 drop
+    ip addr add fe80::a9fe:a9fe/64 dev eth9 nodad
+    ip link set eth9 up
+    ip link set tap0 up
+    ip addr add 100.64.3.1/24 dev eth9
+    ip route add 169.254.169.254/32 dev eth9
+    ip route add 10.0.0.0/8 dev eth9
+    """
+    code, found = check(tmp_path, script)
+    assert code == 0, "warnings do not fail"
+    warned = sorted(f.what for f in found.values() if f.level == "warn" and "bpf file" not in f.what)
+    assert [w for w in warned if "nftables" in w] == ["nftables: table ip old has rules for 169.254.169.254"]
+    assert [w for w in warned if "filter" in w] == [
+        "tap0: a bpf filter of priority 3 comes before ours"
+    ]
+    clashes = [w for w in warned if w.startswith("the host has")]
+    assert clashes == [
+        "the host has the address 100.64.3.1/32 on eth9, which is within 100.64.0.0/10",
+        "the host has the address fe80::a9fe:a9fe/128 on eth9, which is within fe80::a9fe:a9fe/128",
+        "the host has the route 100.64.3.0/24 on eth9, which is within 100.64.0.0/10",
+        "the host has the route 169.254.169.254 on eth9, which is within 169.254.169.254/32",
+    ]
+
+
+@root
+@needs_root
+def test_missing_programs_and_a_missing_user(tmp_path: Path) -> None:
+    code, found = check(tmp_path, config='[proxy]\nuser = "no-such-user"\n', path="/nonexistent")
+    assert code == 1
+    assert {"no nft", "no tc", "no user no-such-user for the proxy"} <= {
+        f.what for f in found.values() if f.level == "fail"
+    }
+    assert "apt install nftables" in found["no nft"].hint
+    assert matching(found, "no network namespace")
+
+
+@root
+@needs_root
+def test_a_private_mount_namespace_is_warned_of(tmp_path: Path) -> None:
+    inside = tmp_path / "bpf"
+    inside.mkdir()
+    _, found = check(tmp_path, config=f'[host]\nbpffs = "{inside}"\n')
+    assert found[f"no bpf file system on {inside}"].level == "warn"
+    assert not matching(found, "private mount")
+    with subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo in; read x"], stdin=-1, stdout=-1) as child:
+        assert child.stdout and child.stdin and child.stdout.readline() == b"in\n"
+        assert private_mounts(str(child.pid), "self")
+        child.stdin.close()
+    assert not private_mounts("self", "self")
+    assert not private_mounts("self", "no-such-process")
+
+
+def only(config: Config, words: str) -> Finding:
+    return next(f for f in findings(config) if words in f.what)
+
+
+def test_the_proxy_must_not_be_root() -> None:
+    assert only(Config(proxy=Proxy(user="root")), "is root").level == "fail"
+    assert only(Config(proxy=Proxy(user=USER)), f"user {USER}").level == "ok"
+
+
+def test_a_group_that_is_not_there() -> None:
+    config = parse(b'[control]\ngroup = "no-such-group"\n', "m.toml")
+    found = only(config, "no-such-group")
+    assert (found.level, found.hint) == ("fail", "groupadd --system no-such-group")
+
+
+def test_too_few_files() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard in (resource.RLIM_INFINITY, 0) or hard >= 1048576:
+        pytest.skip("no limit here to exceed")
+    found = only(Config(proxy=Proxy(connections=1048576)), "open files")
+    assert found.level == "warn" and "LimitNOFILE=1048676" in found.hint
+
+
+def test_patterns_and_names_follow_the_configuration() -> None:
+    config = Config(host=Host(name="zz"), datapath=Datapath(taps=("nothing-*",)))
+    assert only(config, "guarded taps").what == "no filter is in the way on 0 guarded taps"
+
+
+def test_text_sums_up(capsys: pytest.CaptureFixture[str]) -> None:
+    from shim.control import text
+
+    text.findings([("ok", "root", ""), ("warn", "a", "do b"), ("fail", "c", "do d")])
+    assert capsys.readouterr().out.splitlines() == [
+        "ok    root",
+        "warn  a",
+        "      do b",
+        "fail  c",
+        "      do d",
+        "1 to mend first; 1 to know of",
+    ]
+    text.findings([("ok", "root", "")])
+    assert capsys.readouterr().out.splitlines()[-1] == "this host is ready"
