@@ -17,6 +17,8 @@ import msgspec
 
 from shim.control import shapes
 
+UNCUT = 10000  # columns: a terminal that is narrower wraps, as names must stay whole
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _COLOURS = {
     "serving": "green",
@@ -27,6 +29,7 @@ _COLOURS = {
     "failed": "red",
     "fail": "red",
 }
+_NUMBERS = ("OPENED", "DELIVERED", "REPLIED", "REFUSED", "PACKETS")
 _FLOW = ("opened", "delivered", "replied")
 _PASSED = {*_FLOW, "arp_answered", "nd_answered", "echo_answered"}
 _SECRET = ("user_data", "user_data_base64", "vendor_data", "vendor_data2")
@@ -57,7 +60,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for row in [list(columns), *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(_pad(*column) for column in zip(columns, row, widths, strict=True)).rstrip())
+
+
+def _pad(column: str, cell: str, width: int) -> str:
+    return cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
 
 
 def _rich_table(columns: Sequence[str], cells: list[list[str]]) -> None:
@@ -67,10 +74,11 @@ def _rich_table(columns: Sequence[str], cells: list[list[str]]) -> None:
 
     shown = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in shown.columns:
-        column.no_wrap, column.overflow = True, "fold"
+        column.no_wrap = True
+        column.justify = "right" if column.header in _NUMBERS else "left"
     for row in cells:
         shown.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    Console(highlight=False, soft_wrap=True).print(shown)
+    Console(highlight=False, width=UNCUT, soft_wrap=True).print(shown)
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
