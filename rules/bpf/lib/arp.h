@@ -25,6 +25,8 @@ static __always_inline int judge_arp(struct __sk_buff *skb, struct frame *f, str
         return -MALFORMED;
     if (arp.protocol != ETH_P_IP_BE || arp.protocol_size != 4)
         return 0;
+    if (arp.hardware_size != 6) /* where the addresses are would be a guess */
+        return -MALFORMED;
     u32 sender, target;
     __builtin_memcpy(&sender, arp.sender, 4);
     __builtin_memcpy(&target, arp.target, 4);
@@ -34,9 +36,7 @@ static __always_inline int judge_arp(struct __sk_buff *skb, struct frame *f, str
         return -SPOOFED_ARP;
     if (!is_service4(s, target))
         return 0;
-    if (arp.hardware_size != 6)
-        return -MALFORMED;
-    if (f->tags > TAGS)
+    if (!tags_understood(f))
         return -VLAN_DEPTH;
     return arp.operation == ARP_REQUEST_BE ? ARP_ANSWERED : -WRONG_PROTOCOL;
 }

@@ -25,6 +25,7 @@ struct frame {
     u16 protocol;     /* ethertype behind the tags, network order */
     u8 tags;          /* all of them */
     u8 tags_inside;   /* those in the packet itself */
+    u8 tags_foreign;  /* those of a kind that the kernel's bpf_skb_vlan_pop and _push know nothing of */
     struct tag tag[TAGS];
 };
 
@@ -37,12 +38,18 @@ static __always_inline bool is_tag(u16 protocol) {
     return protocol == ETH_P_8021Q_BE || protocol == ETH_P_8021AD_BE || protocol == ETH_P_QINQ1_BE;
 }
 
+/* Whether the tags can be taken off and put back into replies. */
+static __always_inline bool tags_understood(struct frame *f) {
+    return f->tags <= TAGS && !f->tags_foreign;
+}
+
 static __always_inline void note_tag(struct frame *f, u16 protocol, u16 tci) {
     if (f->tags == 0)
         f->tag[0] = (struct tag){protocol, tci};
     else if (f->tags == 1)
         f->tag[1] = (struct tag){protocol, tci};
     f->tags++;
+    f->tags_foreign += protocol == ETH_P_QINQ1_BE;
 }
 
 /* Finds the network header. 0, or -VLAN_DEPTH, or -MALFORMED for a frame that ends within its tags. */

@@ -1,0 +1,83 @@
+"""A datapath in memory: the Datapath Protocol over the model of the contract.
+
+For tests of whoever uses a datapath, and one of the implementations that the contract suite runs against.
+What a kernel does around it is `deliver` (a guest sends), `reply` (the gateway namespace sends) and `unplug`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shim.core.port import Port
+from shim.core.verdict import Event, Verdict
+from shim.datapath.base import Enrolled
+from shim.datapath.model import Model, Outcome, Whereto
+from shim.datapath.model_state import Rules
+
+
+class Fake:
+    """One datapath; see Datapath for the methods.
+
+    `settings` is what abi.pack_settings made; `clock` gives ns, never going back.
+    """
+
+    name = "fake"
+
+    def __init__(self, settings: bytes, clock: Callable[[], int]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._model = Model(Rules.read(settings))
+        self._guarded: dict[int, int] = {}
+
+    async def open(self, gateway_ifindex: int) -> None:
+        """There is nothing to make; a gateway it has none."""
+
+    async def observe(self) -> list[Enrolled]:
+        return [self._enrolled(ifindex, number) for ifindex, number in self._guarded.items()]
+
+    def _enrolled(self, ifindex: int, number: int) -> Enrolled:
+        slot = self._model.state.slot(number)
+        if slot.port is None or slot.tap != ifindex:
+            return Enrolled(0, 0, ifindex, None)
+        return Enrolled(number, slot.port.generation, ifindex, slot.port.instance)
+
+    async def ensure(self, port: Port) -> None:
+        slot = self._model.state.slot(port.slot)
+        if slot.generation != port.generation:
+            slot.renew(self._model.rules)
+        slot.port, slot.tap = port, port.ifindex
+        self._guarded[port.ifindex] = port.slot
+
+    async def remove(self, port: Port) -> None:
+        if self._model.state.slot(port.slot).generation == port.generation:
+            self._model.state.forget(port.slot)
+            if self._guarded.get(port.ifindex) == port.slot:
+                del self._guarded[port.ifindex]
+
+    def counters(self, slot: int) -> dict[Verdict, int]:
+        return dict(self._model.state.slot(slot).counters)
+
+    def events(self) -> list[Event]:
+        events, self._model.events = self._model.events, []
+        return events
+
+    async def teardown(self) -> None:
+        self._guarded.clear()
+        self._model = Model(Rules.read(self._settings))
+
+    def deliver(self, ifindex: int, frame: bytes) -> Outcome:
+        """What becomes of a frame that arrives by a tap; one that nobody guards lets everything pass."""
+        slot = self._guarded.get(ifindex)
+        if slot is None:
+            return Outcome(Whereto.PASSED, None, frame)
+        return self._model.from_instance(slot, frame, self._clock())
+
+    def reply(self, frame: bytes) -> tuple[int, Outcome]:
+        """What becomes of a frame that the gateway namespace sends, and the ifindex that it leaves by."""
+        return self._model.to_instance(frame, self._clock())
+
+    def unplug(self, ifindex: int) -> None:
+        """The device is gone. The kernel forgets with it what was attached to it, and where replies go."""
+        number = self._guarded.pop(ifindex, None)
+        if number is not None and self._model.state.slot(number).tap == ifindex:
+            self._model.state.slot(number).tap = 0
