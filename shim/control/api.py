@@ -25,7 +25,7 @@ from shim.core.exchange import Headers, Request, Response
 from shim.core.policy import Access, Family
 from shim.errors import ConflictError, InputError, MetashimError, NotFoundError, StoreError
 
-MAX_BODY = 1048576  # bytes: user-data and vendor data with room to spare
+MAX_BODY = shapes.MAX_BODY
 MAX_WAIT = 30  # seconds that GET /v1/events may block
 
 JSON = ((b"content-type", b"application/json"),)

@@ -77,6 +77,8 @@ class Client:
 
     def put_document(self, instance: UUID, raw: bytes) -> int:
         """Replace an instance's document (JSON); its new revision."""
+        if len(raw) > shapes.MAX_BODY:
+            raise InputError(f"the document has {len(raw)} bytes", f"at most {shapes.MAX_BODY} are kept")
         return self._call("PUT", f"/v1/instances/{instance}", raw, shapes.RevisionView).revision
 
     def set_policy(
@@ -127,7 +129,7 @@ class Client:
     def _send(self, method: str, path: str, body: bytes | None = None, wait: float = 0.0) -> bytes:
         connection = _UnixConnection(self._path, self._timeout + wait)
         try:
-            with suppress(BrokenPipeError):  # refused before it was all sent: the answer says why
+            with suppress(BrokenPipeError, ConnectionResetError):  # not all taken: the answer says why
                 connection.request(method, path, body)
             answer = connection.getresponse()
             raw = answer.read()

@@ -10,6 +10,9 @@ from uuid import UUID
 
 import msgspec
 
+MAX_BODY = 1048576
+"""Bytes of a request's body: user-data and vendor data with room to spare."""
+
 
 class PolicyView(msgspec.Struct, frozen=True):
     """The policy in force for an instance. `own`: an operator set it; else it is the configured default."""

@@ -122,7 +122,7 @@ def listing(ports: list[shapes.PortView], instances: list[shapes.InstanceSummary
     """One line a tap, then the instances that have none."""
     seen = {port.instance for port in ports}
     rows = [
-        (_tap(p.netns, p.tap), p.instance or "-", p.state, _access(p), p.source or "-")
+        (_tap(p.netns, p.tap or f"link {p.ifindex}"), p.instance or "-", p.state, _access(p), p.source or "-")
         for p in sorted(ports, key=lambda p: (p.netns, _natural(p.tap)))
     ]
     rows += [

@@ -311,9 +311,11 @@ def test_output_that_nobody_reads(tmp_path: Path, memory: Memory) -> None:
 
 
 def metashim(socket: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     return subprocess.Popen(
         [sys.executable, "-m", "shim", "--socket", str(socket), *arguments],
         cwd=ROOT,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

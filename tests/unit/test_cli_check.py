@@ -75,6 +75,9 @@ def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
     nft add table ip other
     nft 'add chain ip other c'
     nft add rule ip other c ip daddr 169.254.169.25 drop
+    nft add table ip6 more
+    nft 'add chain ip6 more c'
+    nft add rule ip6 more c ip6 daddr fd00:ec2::2541 drop
     ip addr add fe80::a9fe:a9fe/64 dev eth9 nodad
     ip link set eth9 up
     ip link set tap0 up

@@ -129,9 +129,11 @@ def test_errors_of_every_operation(client: Client) -> None:
 
 
 def test_a_document_that_is_far_too_large(client: Client, memory: Memory) -> None:
-    with pytest.raises(MetashimError):
-        client.put_document(ONE, b" " * (4 * MAX_BODY))
+    with pytest.raises(InputError, match=str(MAX_BODY + 1)):
+        client.put_document(ONE, b" " * (MAX_BODY + 1))
     assert memory.documents == {}
+    client.put_document(ONE, b"{" + b" " * (MAX_BODY - 2) + b"}")
+    assert len(memory.documents[ONE]) == MAX_BODY
 
 
 def unreachable(path: Path) -> UnreachableError:
@@ -168,8 +170,8 @@ def test_no_permission(tmp_path: Path, memory: Memory) -> None:
 
 
 @contextmanager
-def answering(path: Path, raw: bytes | None) -> Iterator[None]:
-    """A server that says `raw` to whoever connects and hangs up; None says nothing and holds on."""
+def answering(path: Path, raw: bytes | None, take: int = 65536) -> Iterator[None]:
+    """A server that takes `take` bytes, says `raw` and hangs up; without `raw` it says nothing and holds on."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
         sock.listen()
@@ -179,7 +181,7 @@ def answering(path: Path, raw: bytes | None) -> Iterator[None]:
             peer, _ = sock.accept()
             held.append(peer)
             if raw is not None:
-                peer.recv(65536)
+                peer.recv(take)
                 peer.sendall(raw)
                 peer.close()
 
@@ -189,6 +191,12 @@ def answering(path: Path, raw: bytes | None) -> Iterator[None]:
         thread.join()
         for peer in held:
             peer.close()
+
+
+def test_an_answer_before_the_whole_request_was_taken(tmp_path: Path) -> None:
+    raw = b'HTTP/1.1 503 x\r\ncontent-length: 33\r\n\r\n{"error": "full", "hint": "wait"}'
+    with answering(tmp_path / "s", raw, take=10), pytest.raises(StoreError, match="full"):
+        Client(tmp_path / "s", 5).put_document(ONE, b" " * MAX_BODY)
 
 
 @pytest.mark.parametrize(

@@ -94,14 +94,15 @@ def test_a_broken_file_keeps_the_last_good_mapping(tmp_path: Path) -> None:
 
 
 def test_a_file_put_back_is_well_again_without_change(tmp_path: Path) -> None:
-    path, aside = tmp_path / "i.toml", tmp_path / "aside"
-    path.write_text(entry("tap1", ONE))
+    path, target = tmp_path / "i.toml", tmp_path / "target"
+    target.write_text(entry("tap1", ONE))
+    path.symlink_to(target)
     source = StaticFile(path)
     source.refresh()
-    path.rename(aside)
+    path.unlink()
     assert source.refresh() is False and "gone" in (source.health() or "")
     assert source.instance_of("", "tap1", None) == ONE
-    aside.rename(path)
+    path.symlink_to(target)
     assert source.refresh() is False and source.health() is None
 
 
