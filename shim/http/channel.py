@@ -248,7 +248,11 @@ class Channel(asyncio.Protocol, Generic[C]):
 
     def _linger(self) -> None:
         self._end(State.LINGERING, self._server.limits.drain_seconds if self._write_full else LINGER_SECONDS)
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:
+            self._transport.abort()  # the peer has gone, and its reset was not read yet
+            return
         if not self._transport.is_reading():
             self._transport.resume_reading()
 

@@ -105,7 +105,6 @@ def test_one_request_at_a_time_and_bounded_read_ahead(run: Run) -> None:
         async with site(slow) as here:
             sock = socket.create_connection(("127.0.0.1", here.port))
             sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             sent = 0
             for _ in range(200):
                 with contextlib.suppress(BlockingIOError):

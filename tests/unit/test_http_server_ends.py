@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shim.core.exchange import Request, Response
+from shim.http.channel import READ_AHEAD
 from shim.http.limits import Limits
 from shim.http.server import Server
 from tests.unit.http_site import (
@@ -62,6 +63,8 @@ def test_an_answer_is_given_up_when_the_peer_goes(run: Run, rudely: bool) -> Non
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.close()
             await until(lambda: endless.cancelled == 1 and here.server.connections == 0)
+            await asyncio.sleep(0.01)
+            assert here.server.stats.failed == 0
 
     run(main())
 
@@ -139,6 +142,31 @@ def test_a_last_response_arrives_though_more_was_sent_than_was_read(run: Run) ->
             assert (await response(reader))[2] == b"bye"
             await writer.drain()
             assert await asyncio.wait_for(reader.read(), SOON) == b""
+            writer.close()
+            await until(lambda: here.server.connections == 0)
+            assert here.server.stats.cut_off == 0
+
+    run(main())
+
+
+def test_a_last_response_to_a_peer_that_left_unnoticed(run: Run) -> None:
+    async def main() -> None:
+        begun, left = asyncio.Event(), asyncio.Event()
+
+        async def last(caller: str, request: Request) -> Response:
+            begun.set()
+            await left.wait()
+            return Response(200, (), b"bye", close=True)
+
+        async with site(last) as here:
+            sock = socket.create_connection(("127.0.0.1", here.port))
+            sock.sendall(GET)
+            await begun.wait()
+            sock.sendall(b"x" * READ_AHEAD * 2)  # after which the server reads no more, nor sees the end
+            await asyncio.sleep(0.05)
+            sock.close()
+            left.set()
+            await until(lambda: here.server.connections == 0)
 
     run(main())
 
