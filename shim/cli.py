@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +16,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shim import __version__, errors
+from shim.control.arguments import InstanceOrTapType, InstanceType, Session, TapType, maybe_uuid
 from shim.errors import InputError, MetashimError
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from shim.config import Config
-    from shim.control.client import Client
     from shim.control.shapes import EventView, PolicyView
 
-    ParamType = click.ParamType[Any]
-else:
-    ParamType = click.ParamType  # generic in newer releases only
 
-COMPLETION_SECONDS = 0.2
 FOLLOW_SECONDS = 25  # one long poll of `events --follow`
 INTERRUPTED = 130  # as a shell reports SIGINT
 
@@ -49,92 +44,6 @@ _CODES = (
     *(f"{family.exit_code} {words}" for family, words in _FAMILIES),
 )
 EPILOG = "\b\nExit status:\n" + "\n".join(f"  {line}" for line in _CODES)
-
-
-class Session:
-    """What the global options say."""
-
-    def __init__(self, config: Path | None, socket: Path | None) -> None:
-        self._config, self._socket = config, socket
-
-    def config(self) -> Config:
-        """The configuration. Raises ConfigError."""
-        from shim.config import load
-
-        return load(self._config)
-
-    def client(self, timeout: float = 30.0) -> Client:
-        """The way to the agent."""
-        from shim.control.client import Client
-
-        return Client(self._socket or self.config().control_socket, timeout)
-
-
-class InstanceType(ParamType):
-    """An instance's uuid, completed from those that the agent knows."""
-
-    name = "instance"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
-        """The uuid, however it is spelt. Raises InputError."""
-        return _uuid(value)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        """The known instances."""
-        names = _known(ctx, lambda client: [str(i.instance) for i in client.instances()])
-        return _matching(incomplete, names)
-
-
-class TapType(ParamType):
-    """The name of a tap, completed from those that the agent guards."""
-
-    name = "tap"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        """The guarded taps."""
-        return _matching(incomplete, _known(ctx, lambda client: [port.tap for port in client.ports()]))
-
-
-class InstanceOrTapType(TapType):
-    """Either of them."""
-
-    name = "instance or tap"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        """The known instances and the guarded taps."""
-        instances = InstanceType().shell_complete(ctx, param, incomplete)
-        return instances + super().shell_complete(ctx, param, incomplete)
-
-
-def _uuid(text: str) -> UUID:
-    from shim.core.instance import parse_instance
-
-    try:
-        return parse_instance(text)
-    except ValueError as error:
-        raise InputError(str(error), "`metashim list` shows those that are known") from None
-
-
-def _maybe_uuid(text: str | None) -> UUID | None:
-    try:
-        return _uuid(text or "")
-    except InputError:
-        return None
-
-
-def _known(ctx: click.Context, ask: Callable[[Client], list[str]]) -> list[str]:
-    """Names for completion; none when the agent does not answer soon."""
-    options = ctx.find_root().params
-    try:
-        return ask(Session(options.get("config"), options.get("socket")).client(COMPLETION_SECONDS))
-    except MetashimError:
-        return []
-
-
-def _matching(incomplete: str, names: Iterable[str]) -> list[Any]:
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(name) for name in sorted(set(names)) if name.startswith(incomplete)]
 
 
 _PATH = click.Path(path_type=Path)
@@ -271,7 +180,7 @@ def disable(session: Session, instances: tuple[UUID, ...], how: str, family: str
 @click.pass_obj
 def counters(session: Session, which: str | None, netns: str, as_json: bool) -> None:
     """Packets by verdict: of all taps, of an instance's, or of one."""
-    instance = _maybe_uuid(which)
+    instance = maybe_uuid(which)
     views = session.client().counters(instance, None if instance else which, netns)
     _show(as_json, {"ports": views}, lambda text: text.counters(views))
 
