@@ -18,21 +18,27 @@ struct inspection {
     u64 now;
 };
 
-/* The short way out for nearly every frame: IP without a tag inside, whose addresses lie in the linear part and are
- * not the service's. IPv6 takes it with TCP and UDP only, since discovery hides behind anything else. */
+/* The short way out for nearly every frame: IP or ARP without a tag inside, whose addresses lie in the linear part
+ * and are not the service's. What may hide discovery (any IPv6 but TCP and UDP) goes the long way. */
 static __always_inline bool passes_by(struct __sk_buff *skb, struct settings *s) {
     void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
     struct ethhdr *eth = data;
-    if (data + ETH_HLEN + sizeof(struct ip4) > end)
+    struct ip4 *ip4 = data + ETH_HLEN;
+    struct ip6 *ip6 = data + ETH_HLEN;
+    struct arp *arp = data + ETH_HLEN;
+    if ((void *)(ip4 + 1) > end)
         return false;
-    if (eth->h_proto == ETH_P_IP_BE) {
-        struct ip4 *ip = data + ETH_HLEN;
-        return !is_service4(s, ip->destination) && !is_service4(s, ip->source);
-    }
-    struct ip6 *ip = data + ETH_HLEN;
-    if (eth->h_proto != ETH_P_IPV6_BE || (void *)(ip + 1) > end || (ip->next != P_TCP && ip->next != P_UDP))
-        return false;
-    return !is_service6(s, ip->destination) && !is_service6(s, ip->source);
+    if (eth->h_proto == ETH_P_IP_BE)
+        return !may_end_so(s->endings4, &ip4->source, &ip4->destination, 4) ||
+               (!is_service4(s, ip4->destination) && !is_service4(s, ip4->source));
+    if (eth->h_proto == ETH_P_IPV6_BE && (void *)(ip6 + 1) <= end)
+        return (ip6->next == P_TCP || ip6->next == P_UDP) &&
+               (!may_end_so(s->endings6, ip6->source, ip6->destination, 16) ||
+                (!is_service6(s, ip6->destination) && !is_service6(s, ip6->source)));
+    if (eth->h_proto == ETH_P_ARP_BE && (void *)(arp + 1) <= end)
+        return arp->protocol == ETH_P_IP_BE && arp->protocol_size == 4 && arp->hardware_size == 6 &&
+               !is_service4(s, *(u32 *)arp->sender) && !is_service4(s, *(u32 *)arp->target);
+    return false;
 }
 
 static __always_inline u8 access_of(struct port *port, u8 family) {
@@ -88,14 +94,16 @@ static __always_inline int judge_tcp(struct __sk_buff *skb, struct inspection *i
 /* A sound, unfragmented packet from or to a service address. */
 static __always_inline int judge_packet(struct __sk_buff *skb, struct inspection *i, struct settings *s, u32 slot) {
     struct packet *p = &i->packet;
-    if (i->frame.tags > TAGS)
+    if (!tags_understood(&i->frame))
         return -VLAN_DEPTH;
     struct port *port = ports.lookup(&slot);
     int refused = judge_port(port);
     if (refused)
         return refused;
-    if (p->protocol == P_TCP)
+    if (p->protocol == P_TCP) {
+        i->now = bpf_ktime_get_ns();
         return judge_tcp(skb, i, s, slot, port);
+    }
     if (p->protocol != (p->family == 4 ? P_ICMP : P_ICMP6))
         return -WRONG_PROTOCOL;
     refused = judge_access(port, p->family);
@@ -131,7 +139,7 @@ static __always_inline int judge_ip6(struct __sk_buff *skb, struct inspection *i
     if (discovery < 0 || error)
         return discovery < 0 ? discovery : error;
     if (discovery)
-        return i->frame.tags > TAGS ? -VLAN_DEPTH : discovery;
+        return tags_understood(&i->frame) ? discovery : -VLAN_DEPTH;
     return judge_packet(skb, i, s, slot);
 }
 
@@ -171,7 +179,7 @@ static __always_inline void report_refusal(struct inspection *i, struct settings
         __builtin_memcpy(i->what.source, i->packet.source, 16);
         __builtin_memcpy(i->what.destination, i->packet.destination, 16);
     }
-    report(slot, s, &i->what, i->now);
+    report(slot, s, &i->what, bpf_ktime_get_ns());
 }
 
 static __always_inline bool is_answered(struct inspection *i, int verdict) {
@@ -202,7 +210,7 @@ int from_instance(struct __sk_buff *skb) {
         return TC_ACT_SHOT;
     if (passes_by(skb, s))
         return TC_ACT_UNSPEC;
-    struct inspection i = {.now = bpf_ktime_get_ns()};
+    struct inspection i = {};
     u32 slot = skb->tc_classid;
     struct port *port = ports.lookup(&slot);
     int verdict = judge_neighbour(judge(skb, &i, s, slot), port);

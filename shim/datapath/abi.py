@@ -7,6 +7,7 @@ network byte order (held here as bytes), the rest in the host's.
 from __future__ import annotations
 
 import ctypes as ct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal
@@ -46,6 +47,8 @@ class Settings(ct.Structure):
         ("connection_burst_ns", ct.c_uint64),
         ("event_ns", ct.c_uint64),
         ("event_burst_ns", ct.c_uint64),
+        ("endings4", ct.c_uint64),
+        ("endings6", ct.c_uint64),
         ("flows_per_port", ct.c_uint32),
         ("pad", ct.c_uint32),
     ]
@@ -202,6 +205,8 @@ def pack_settings(
         # A price that no burst covers: no event ever.
         event_ns=1_000_000_000 // event_rate if event_rate else 1,
         event_burst_ns=1_000_000_000 // event_rate * EVENT_BURST if event_rate else 0,
+        endings4=_endings(v4),
+        endings6=_endings(v6),
         flows_per_port=flows_per_port,
     )
     for place in range(SERVICES):
@@ -210,6 +215,13 @@ def pack_settings(
     for place in range(SERVICE_PORTS):
         record.service_port[place] = network_short(ports[place] if place < len(ports) else ports[0])
     return bytes(record)
+
+
+def _endings(addresses: Sequence[IPv4Address | IPv6Address]) -> int:
+    bits = 0
+    for address in addresses:
+        bits |= 1 << (address.packed[-1] & 63)
+    return bits
 
 
 def pack_port(port: Port, gateway_ifindex: int) -> bytes:

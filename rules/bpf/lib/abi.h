@@ -34,6 +34,8 @@ struct settings {
     u64 connection_burst_ns;
     u64 event_ns;
     u64 event_burst_ns;
+    u64 endings4; /* bit n: a service address of the family ends in a byte that is n modulo 64 */
+    u64 endings6;
     u32 flows_per_port;
     u32 pad;
 };
