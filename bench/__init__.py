@@ -1,0 +1,1 @@
+"""What metashim costs, each figure beside a baseline of the same run: `python -m bench`, or `make bench`."""

@@ -1,0 +1,161 @@
+"""An agent with its proxy in a Lab, for the rows that need one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+from shim import config as configs
+from shim.control.client import Client
+from shim.errors import UnreachableError
+from tests.lab import Lab, VethGuest
+
+ROOT = Path(__file__).parents[1]
+READY_SECONDS = 120.0
+MAC = "02:be:00:00:00:01"
+GUEST = "10.66.0.5/24"
+
+SETTINGS = """\
+[host]
+name = "{name}"
+run_dir = "{folder}/run"
+state_dir = "{folder}/state"
+
+[datapath]
+connection_rate = 1000000
+connection_burst = 1000000
+event_rate = 1000
+
+[identity]
+sources = ["file"]
+file = "{folder}/instances.toml"
+
+[proxy]
+user = "nobody"
+
+[log]
+level = "warning"
+"""
+
+
+def instance_of(number: int) -> UUID:
+    """The instance behind the tap of that number."""
+    return UUID(f"be000000-0000-4000-8000-{number:012x}")
+
+
+class Site:
+    """A lab whose host runs an agent. Guests and taps are numbered: `tap<number>`, `instance_of(number)`."""
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self.lab = lab
+        self._folder = folder
+        path = folder / "metashim.toml"
+        path.write_text(SETTINGS.format(name=f"bench{os.getpid()}", folder=folder))
+        self.config = configs.load(path)
+        self.client = Client(self.config.control_socket)
+        self._command = [sys.executable, "-m", "shim", "--config", str(path)]
+        self._log = folder / "agent.log"
+        self._agent: subprocess.Popen[bytes] | None = None
+
+    def guest(self, number: int) -> VethGuest:
+        """One more guest with a kernel of its own; all have the same addresses."""
+        return self.lab.veth_guest(f"g{number}", tap=f"tap{number}", mac=MAC, v4=GUEST)
+
+    def quiet_guest(self, number: int) -> VethGuest:
+        """One more guest, whose kernel has no address and says nothing of its own."""
+        return self.lab.veth_guest(f"g{number}", tap=f"tap{number}", mac=MAC, link_local=False)
+
+    def taps(self, numbers: range) -> None:
+        """So many real tap devices, which nobody holds."""
+        lines = "".join(f"tuntap add dev tap{number} mode tap\n" for number in numbers)
+        self.lab.host.run(["ip", "-batch", "-"], timeout=120, input=lines, stdin=None)
+
+    def know(self, numbers: Iterable[int]) -> None:
+        """Write the identity of the taps of these numbers."""
+        entries = (f'[[port]]\ninterface = "tap{n}"\ninstance = "{instance_of(n)}"\n' for n in numbers)
+        fresh = self._folder / "instances.new"
+        fresh.write_text("".join(entries))
+        fresh.rename(self._folder / "instances.toml")
+
+    def start(self, ports: int) -> float:
+        """Starts the agent; the seconds until it serves operators and so many ports and its workers are up."""
+        began = time.monotonic()
+        with self._log.open("ab") as log:
+            self._agent = self.lab.run_in_host([*self._command, "agent"], cwd=ROOT, stdout=log, stderr=log)
+        while not self._is_ready():
+            if self._agent.poll() is not None or time.monotonic() - began > READY_SECONDS:
+                raise RuntimeError(f"the agent does not get ready:\n{self._log.read_text()[-2000:]}")
+            time.sleep(0.01)
+        took = time.monotonic() - began
+        status = self._settled_status()
+        if status.states != {"serving": ports}:
+            raise RuntimeError(f"{ports} ports were to be serving, but there are {status.states}")
+        return took
+
+    def _is_ready(self) -> bool:
+        try:
+            return bool(self.client.status().pid)
+        except UnreachableError:
+            return False
+
+    def _settled_status(self):  # type: ignore[no-untyped-def]
+        end = time.monotonic() + 10
+        while (status := self.client.status()).ailments and time.monotonic() < end:
+            time.sleep(0.05)
+        return status
+
+    @property
+    def pid(self) -> int:
+        """The agent's."""
+        return self.client.status().pid
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The proxy's."""
+        return [worker.pid for worker in self.client.status().workers]
+
+    @property
+    def pins(self) -> Path:
+        """Where the maps and programs in use are pinned."""
+        return next(self.config.pins.glob("v*"))
+
+    @property
+    def program(self) -> Path:
+        """The pinned program of taps."""
+        return next(self.pins.glob("from_instance-*"))
+
+    def stop(self) -> None:
+        """Ends agent and proxy; the kernel's side stays."""
+        if self._agent is not None:
+            self._agent.terminate()
+            self._agent.wait(30)
+            self._agent = None
+
+    def remove(self) -> None:
+        """Ends all and removes the kernel's side."""
+        self.stop()
+        self.lab.host.run([*self._command, "teardown"], cwd=ROOT, timeout=120)
+
+
+@contextlib.contextmanager
+def site() -> Iterator[Site]:
+    """A site of its own, removed at the end, also after a failure or Ctrl-C."""
+    folder = Path(tempfile.mkdtemp(prefix="metashim-bench-"))
+    folder.chmod(0o755)  # the proxy is nobody, and reads the store
+    try:
+        with Lab(f"bench{os.getpid()}") as lab:
+            made = Site(lab, folder)
+            try:
+                yield made
+            finally:
+                made.remove()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
