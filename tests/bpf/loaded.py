@@ -100,7 +100,7 @@ class Loaded:
 
     def flows(self) -> list[abi.Flow]:
         found = self.maps["flows"]
-        return [abi.Flow.from_buffer_copy(found.lookup(key) or b"") for key in found.keys()]
+        return [abi.Flow.from_buffer_copy(found.lookup(key) or b"") for key in list(found.keys())]
 
     def age_flows(self, ns: int) -> None:
         """Makes every connection seem not to have been heard of for `ns` longer."""
