@@ -62,7 +62,7 @@ class Links:
                 self._take(message)
 
     def _take(self, message: object) -> None:
-        event = message["event"]  # type: ignore[index]
+        event = message.get("event")  # type: ignore[attr-defined]  # pyroute2 has no name for some of tc's
         if event == "RTM_NEWLINK":
             link = _link(message)
             if self.table.get(link.ifindex) != link:
