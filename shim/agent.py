@@ -10,15 +10,13 @@ import asyncio
 import contextlib
 import fcntl
 import gc
-import grp
 import logging
 import os
-import pwd
 import shutil
 import signal
 import socket
-import subprocess
 import time
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Literal
 from uuid import UUID
@@ -26,18 +24,17 @@ from uuid import UUID
 from pyroute2 import AsyncIPRoute
 
 from shim import log as logs
-from shim.config import SLOTS_V4, SLOTS_V6, Config
+from shim.config import Config
 from shim.control.api import MAX_BODY, Api
 from shim.control.shapes import Ailment
 from shim.core.exchange import Request
-from shim.core.policy import Access, Policy
+from shim.core.policy import Policy
 from shim.core.port import Port, Slots
 from shim.core.verdict import Event
-from shim.datapath import abi
-from shim.datapath.ebpf import Ebpf
 from shim.enrolment import Enrolment
-from shim.errors import ConfigError, ConflictError, KernelError
+from shim.errors import ConflictError, KernelError
 from shim.feed import Entry, Task
+from shim.host import control_group, datapath_of, default_policy, gateway_of, mount_bpffs, notify, proxy_user
 from shim.http.limits import Limits
 from shim.http.server import Server
 from shim.identity.alias import Alias
@@ -48,7 +45,6 @@ from shim.journal import Journal
 from shim.metadata.store import Store
 from shim.netlink import gateway as gateways
 from shim.netlink.links import Links
-from shim.netlink.tc import Filters
 from shim.operations import AgentOperations, feed_entry
 from shim.workers import Workers, running
 
@@ -73,7 +69,7 @@ def run(config: Config) -> int:
 
 
 @contextlib.contextmanager
-def _alone(config: Config):  # type: ignore[no-untyped-def]
+def _alone(config: Config) -> Iterator[None]:
     """Holds the lock that makes this the only agent of its name."""
     if os.geteuid() != 0:
         raise KernelError("the agent needs root", "it loads programs into the kernel: use sudo or systemd")
@@ -95,12 +91,25 @@ async def _main(config: Config) -> None:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGQUIT, agent.leave, stop)
         try:
-            await agent.start()
-            notify("READY=1")
-            await agent.work(stop)
+            if await _unless(stop, agent.start()):
+                notify("READY=1")
+                await agent.work(stop)
         finally:
             notify("STOPPING=1")
             await agent.stop()
+
+
+async def _unless(stop: asyncio.Event, starting: Coroutine[None, None, None]) -> bool:
+    """Starts, unless told to stop meanwhile: then gives up, and says False."""
+    start, stopping = asyncio.ensure_future(starting), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({start, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not start.done():
+        start.cancel()
+        await asyncio.wait({start})
+        return False
+    stopping.cancel()
+    start.result()
+    return True
 
 
 class Agent:
@@ -111,13 +120,13 @@ class Agent:
         self._route = route
         self._control: Server[str] | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._uid, self._gid = _proxy_user(config)
+        self._uid, self._gid = proxy_user(config)
         self._journal = Journal(time.time)
         self._gateway = gateway_of(config)
         self._datapath = datapath_of(config, route)
         self._store = Store(config.store, self._gid)
         self._policies: dict[UUID, Policy] = self._store.policies()
-        self._default = _default_policy(config)
+        self._default = default_policy(config)
         self._links = Links(self._wake)
         self._resolver = Resolver(_sources(config, self._store))
         self._woken = asyncio.Event()
@@ -147,7 +156,7 @@ class Agent:
 
     async def start(self) -> None:
         """Kernel first, refusing; then the proxy; then the operators' socket, as a sign that all is up."""
-        _mount_bpffs(Path(self._config.host.bpffs))
+        mount_bpffs(Path(self._config.host.bpffs))
         ifindex, fresh = await gateways.ensure(self._route, self._gateway)
         await self._datapath.open(ifindex)
         if fresh:  # workers of an earlier run listen where nobody comes any more
@@ -157,7 +166,6 @@ class Agent:
         await ready.wait()
         self._resolver.refresh()
         await self._enrolment.adopt()
-        await self._enrolment.settle(again=True)
         await self._datapath.prune()
         self._watch_events()
         await self._workers.start()
@@ -309,7 +317,7 @@ class Agent:
             sock.bind(str(path))
         finally:
             os.umask(before)
-        os.chown(path, 0, _group(self._config))
+        os.chown(path, 0, control_group(self._config))
         path.chmod(0o660)
         await self._control.serve([sock])
 
@@ -330,38 +338,6 @@ def _end(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def notify(state: str) -> None:
-    """Tells systemd (sd_notify(3)), if it asked."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
-            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
-
-
-def gateway_of(config: Config) -> gateways.Gateway:
-    """The gateway that a configuration asks for."""
-    return gateways.Gateway(config.host.name, config.datapath.service_addresses, str(SLOTS_V4), str(SLOTS_V6))
-
-
-def datapath_of(config: Config, route: AsyncIPRoute) -> Ebpf:
-    """The datapath that a configuration asks for."""
-    path = config.datapath
-    settings = abi.pack_settings(
-        list(path.service_addresses),
-        list(path.service_ports),
-        rate=path.connection_rate,
-        burst=path.connection_burst,
-        event_rate=path.event_rate,
-        flows_per_port=path.flows_per_port,
-    )
-    return Ebpf(Filters(route), config.pins, settings, path.max_ports, path.flows_per_port)
-
-
-def _default_policy(config: Config) -> Policy:
-    access = Access.OPEN if config.policy.enabled else Access.RESET
-    return Policy(access, access, config.datapath.hop_limit)
-
-
 def _sources(config: Config, store: Store) -> list[Source]:
     made: dict[str, Source] = {
         "operator": Operator(store.attachments),
@@ -369,36 +345,6 @@ def _sources(config: Config, store: Store) -> list[Source]:
         "alias": Alias(),
     }
     return [made[name] for name in config.identity.sources]
-
-
-def _proxy_user(config: Config) -> tuple[int, int]:
-    try:
-        user = pwd.getpwnam(config.proxy.user)
-    except KeyError:
-        hint = f"useradd --system --shell /usr/sbin/nologin {config.proxy.user}"
-        raise ConfigError(f"proxy.user: there is no user {config.proxy.user}", hint) from None
-    if user.pw_uid == 0:
-        raise ConfigError("proxy.user: root would keep its privileges", "name an unprivileged user")
-    return user.pw_uid, user.pw_gid
-
-
-def _group(config: Config) -> int:
-    if not config.control.group:
-        return 0
-    try:
-        return grp.getgrnam(config.control.group).gr_gid
-    except KeyError:
-        raise ConfigError(f"control.group: there is no group {config.control.group}", "groupadd it") from None
-
-
-def _mount_bpffs(path: Path) -> None:
-    """Mounts the BPF file system where it is not; any tool of the field would."""
-    mounts = Path("/proc/mounts").read_text().splitlines()
-    if any(line.split()[1:3] == [str(path), "bpf"] for line in mounts):
-        return
-    done = subprocess.run(["mount", "-t", "bpf", "bpf", str(path)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise KernelError(f"no BPF file system at {path}: {done.stderr.strip()}", "see `metashim check`")
 
 
 def teardown(config: Config) -> None:

@@ -15,7 +15,7 @@ from uuid import UUID
 from shim.core.policy import Policy
 from shim.core.port import Port, Slots
 from shim.core.reconcile import Ensure, Remove, Unplaced, Wanted, reconcile
-from shim.datapath.base import Datapath
+from shim.datapath.base import Datapath, Enrolled
 from shim.errors import KernelError
 from shim.identity.resolve import Resolution, Resolver
 from shim.netlink.links import Link
@@ -66,17 +66,26 @@ class Enrolment:
         return port if port is not None and port.generation == generation else None
 
     async def adopt(self) -> None:
-        """Takes over what the kernel holds from an earlier run. What is wanted no more goes with the next pass."""
+        """Goes on with what the kernel holds from an earlier run, then settles all."""
+        strays = []
         for found in await self._datapath.observe():
-            link = self._links.get(found.ifindex)
-            name = link.name if link else ""
-            policy = self._policy_of(found.instance)
-            port = Port(found.slot, found.generation, found.ifindex, name, OWN_NETNS, found.instance, policy)
-            if found.slot:
+            if not found.slot:
+                strays.append(found.ifindex)
+            elif not found.ifindex:
+                self._slots.remember(found.slot, found.generation, self._clock())
+            else:
                 self._slots.adopt(found.slot, found.generation)
-                self._hold(port)
-            elif not self._is_guarded(link):
-                await self._datapath.remove(port)
+                self._hold(self._adopted(found))
+        await self.settle(again=True)
+        for ifindex in strays:
+            if ifindex not in self.ports:
+                await self._datapath.remove(Port(0, 0, ifindex, "", OWN_NETNS, None, self._policy_of(None)))
+
+    def _adopted(self, found: Enrolled) -> Port:
+        link = self._links.get(found.ifindex)
+        policy = self._policy_of(found.instance)
+        tap = link.name if link else ""
+        return Port(found.slot, found.generation, found.ifindex, tap, OWN_NETNS, found.instance, policy)
 
     async def settle(self, only: Iterable[int] | None = None, *, again: bool = False) -> None:
         """Makes the kernel hold what is wanted: for all taps, or for some. A tap that fails stands in nobody's way."""
@@ -130,18 +139,23 @@ class Enrolment:
 
     async def _ensure(self, port: Port) -> None:
         former = self.ports.get(port.ifindex)
+        moved_in = former is None or former.slot != port.slot
+        if moved_in:  # the proxy knows the guest before its first packet gets through
+            self._changed(port, True)
         try:
             await self._datapath.ensure(port)
         except KernelError:
-            if former is None or former.slot != port.slot:
+            if moved_in:
+                self._changed(port, False)
                 self._slots.give_back(port.slot, self._clock())
             if port.ifindex in self._links:
                 raise
-            return  # it went meanwhile, and the kernel's side with it
+            return  # the tap went meanwhile, and the kernel's side with it
         self._hold(port)
-        self._changed(port, True)
-        if former is None or former.instance != port.instance:
+        if moved_in:
             log.info("%s (interface %d): slot %d, instance %s", port.tap, port.ifindex, port.slot, port.instance)
+        else:
+            self._changed(port, True)
 
     async def _remove(self, port: Port) -> None:
         self._changed(port, False)

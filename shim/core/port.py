@@ -44,6 +44,11 @@ class Slots:
         self._taken.add(slot)
         self.generations[slot] = generation
 
+    def remember(self, slot: int, generation: int, now: float) -> None:
+        """Marks a slot as free that the kernel had; it rests first, as any that was given back."""
+        self.adopt(slot, generation)
+        self.give_back(slot, now)
+
     def take(self, now: float) -> tuple[int, int] | None:
         """A (slot, generation) for a new owner, or None when all are taken or resting."""
         if self._resting and self._resting[0][0] <= now:

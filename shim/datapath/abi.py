@@ -240,6 +240,11 @@ def pack_port(port: Port, gateway_ifindex: int) -> bytes:
     return bytes(record)
 
 
+def pack_vacant(generation: int) -> bytes:
+    """The record of a slot that serves nobody; its generation stays, for the next owner to have another."""
+    return bytes(PortRecord(generation=generation))
+
+
 def read_port(raw: bytes) -> tuple[int, int, UUID | None]:
     """(state, generation, instance) of a port's record."""
     record = PortRecord.from_buffer_copy(raw)

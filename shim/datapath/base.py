@@ -12,7 +12,8 @@ from shim.core.verdict import Event, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """A port as the kernel holds it, found by an agent that starts."""
+    """What an agent that starts finds in the kernel: a port; or, with ifindex 0, a slot that was somebody's
+    and is free; or, with slot 0, a tap that is guarded in a way that this datapath cannot go on with."""
 
     slot: int
     generation: int
@@ -48,13 +49,13 @@ class Datapath(Protocol):
         """Makes or takes over the kernel's side; `gateway_ifindex` is the host's end of the gateway link."""
 
     async def observe(self) -> list[Enrolled]:
-        """The ports whose tap is guarded right now, as the kernel says."""
+        """What earlier runs left. Slots whose tap has gone serve nobody any more afterwards."""
 
     async def ensure(self, port: Port) -> None:
         """Makes the kernel treat the port's tap as `port` says. When this returns, it does."""
 
     async def remove(self, port: Port) -> None:
-        """Forgets the port: its slot serves nobody, its tap is as others left it."""
+        """Forgets the port: its slot serves nobody, its tap is as others left it. Slot 0: whatever guards the tap."""
 
     def counters(self, slot: int) -> dict[Verdict, int]:
         """What was counted on a slot since its present owner got it."""

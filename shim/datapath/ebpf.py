@@ -14,6 +14,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 from shim.core.port import Port
 from shim.core.verdict import Event, Verdict
@@ -65,17 +66,36 @@ class Ebpf:
         await self._filters.attach(self._gateway, self._programs["to_instance"], self._reply_filter, 0)
 
     async def observe(self) -> list[Enrolled]:
-        found = []
         self._attached.clear()
+        found = []
         for ifindex, slot in (await self._filters.slots(self._filter)).items():
-            raw = self._maps["ports"].lookup(_key(slot))
-            state, generation, instance = abi.read_port(raw) if raw else (abi.ABSENT, 0, None)
-            if state == abi.ABSENT or self._maps["taps"].lookup(_key(slot)) != _key(ifindex):
-                found.append(Enrolled(0, 0, ifindex, None))
-                continue
+            port = self._port(slot)
+            alive = port is not None and self._maps["taps"].lookup(_key(slot)) == _key(ifindex)
             # Not noted as attached: the first `ensure` puts this version's program there.
-            found.append(Enrolled(slot, generation, ifindex, instance))
+            found.append(Enrolled(slot, port[1], ifindex, port[2]) if port and alive else Enrolled(0, 0, ifindex, None))
+        return found + self._vacate({enrolled.slot for enrolled in found})
+
+    def _port(self, slot: int) -> tuple[int, int, UUID | None] | None:
+        """(state, generation, instance) of a slot that is somebody's."""
+        raw = self._maps["ports"].lookup(_key(slot))
+        port = abi.read_port(raw) if raw else None
+        return port if port and port[0] != abi.ABSENT else None
+
+    def _vacate(self, alive: set[int]) -> list[Enrolled]:
+        """Empties the slots whose tap went while no agent looked; all that ever had an owner, and have none."""
+        found = []
+        for slot in range(1, self._maps["ports"].shape.entries):
+            state, generation, _ = abi.read_port(self._maps["ports"].lookup(_key(slot)) or b"")
+            if generation and slot not in alive:
+                found.append(Enrolled(slot, generation, 0, None))
+                if state != abi.ABSENT:
+                    self._vacate_slot(slot, generation)
         return found
+
+    def _vacate_slot(self, slot: int, generation: int) -> None:
+        self._maps["ports"].update(_key(slot), abi.pack_vacant(generation))
+        self._forget_flows(slot)
+        self._delete_tap(_key(slot))
 
     async def ensure(self, port: Port) -> None:
         slot, owner = _key(port.slot), (port.slot, port.generation)
@@ -95,16 +115,14 @@ class Ebpf:
             self._maps[name].update(slot, bytes(self._maps[name].shape.value_bytes))
 
     async def remove(self, port: Port) -> None:
-        slot = _key(port.slot)
-        raw = self._maps["ports"].lookup(slot)
-        if raw is not None and abi.read_port(raw)[1] == port.generation:
-            self._maps["ports"].update(slot, bytes(self._maps["ports"].shape.value_bytes))
-            self._forget_flows(port.slot)
-            self._delete_tap(slot)
+        if port.slot:
+            raw = self._maps["ports"].lookup(_key(port.slot))
+            if raw is not None and abi.read_port(raw)[1] == port.generation:
+                self._vacate_slot(port.slot, port.generation)
         owner = self._attached.get(port.ifindex)
         if owner in (None, (port.slot, port.generation)):
             self._attached.pop(port.ifindex, None)
-            if await self._filters.slot_of(port.ifindex, self._filter) == port.slot:
+            if port.slot in (0, await self._filters.slot_of(port.ifindex, self._filter)):
                 await self._filters.detach(port.ifindex, self._filter)
 
     def _delete_tap(self, slot: bytes) -> None:

@@ -33,7 +33,12 @@ class Fake:
         """There is nothing to make; a gateway it has none."""
 
     async def observe(self) -> list[Enrolled]:
-        return [self._enrolled(ifindex, number) for ifindex, number in self._guarded.items()]
+        slots = self._model.state.slots
+        alive = [self._enrolled(ifindex, number) for ifindex, number in self._guarded.items()]
+        vacant = {number for number, slot in slots.items() if slot.generation} - {found.slot for found in alive}
+        for number in vacant:
+            self._model.state.forget(number)
+        return alive + [Enrolled(number, slots[number].generation, 0, None) for number in sorted(vacant)]
 
     def _enrolled(self, ifindex: int, number: int) -> Enrolled:
         slot = self._model.state.slot(number)
@@ -45,14 +50,14 @@ class Fake:
         slot = self._model.state.slot(port.slot)
         if slot.generation != port.generation:
             slot.renew(self._model.rules)
-        slot.port, slot.tap = port, port.ifindex
+        slot.port, slot.generation, slot.tap = port, port.generation, port.ifindex
         self._guarded[port.ifindex] = port.slot
 
     async def remove(self, port: Port) -> None:
         if self._model.state.slot(port.slot).generation == port.generation:
             self._model.state.forget(port.slot)
-            if self._guarded.get(port.ifindex) == port.slot:
-                del self._guarded[port.ifindex]
+        if port.slot in (0, self._guarded.get(port.ifindex)):
+            self._guarded.pop(port.ifindex, None)
 
     def counters(self, slot: int) -> dict[Verdict, int]:
         return dict(self._model.state.slot(slot).counters)

@@ -106,6 +106,7 @@ class Slot:
     connections: Bucket
     reports: Bucket
     port: Port | None = None
+    generation: int = 0
     tap: int = 0
     counters: Counter[Verdict] = field(default_factory=Counter)
     ring: dict[int, FlowKey] = field(default_factory=dict)
@@ -128,11 +129,6 @@ class Slot:
         if self.port is None:
             return Verdict.NOT_ENROLLED
         return None if self.port.instance else Verdict.NO_IDENTITY
-
-    @property
-    def generation(self) -> int:
-        """The owner's."""
-        return self.port.generation if self.port else 0
 
     def access(self, family: int) -> Access:
         """What the kernel knows of it: a 403 is the proxy's, so its packets pass."""

@@ -88,13 +88,13 @@ class Channel(asyncio.Protocol, Generic[C]):
         self._server.welcome(self, self._transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._state in (State.LINGERING, State.CLOSING, State.GONE):
-            return
-        self._parser.feed(data)
         if self._state is State.READING:
+            self._parser.feed(data)
             self._go_on()
-        elif self._parser.buffered > READ_AHEAD:
-            self._transport.pause_reading()
+        elif self._state is State.ANSWERING:
+            self._parser.feed(data)
+            if self._parser.buffered > READ_AHEAD:
+                self._transport.pause_reading()
 
     def eof_received(self) -> None:
         """The peer is done: so are we, once what was written is sent. An answer under way is given up."""

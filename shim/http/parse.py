@@ -54,6 +54,8 @@ class Phase(Enum):
     BODY = "the rest of a body"
     OVER = "nothing: it was refused"
 
+    __hash__ = object.__hash__  # Enum's own runs Python code, and this is a key once a request
+
 
 class Heads:
     """Reads heads, and remembers the well-formed small ones by their exact bytes. One for all connections."""

@@ -19,7 +19,7 @@ _STATUS_LINES = {code.value: b"HTTP/1.1 %d %s\r\n" % (code, code.phrase.encode()
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive"))
 _BODILESS = frozenset((204, 304))
 _BREAKS = re.compile(rb"[\r\n\x00]")
-_DIGITS = re.compile(rb"[0-9]+")
+_DIGITS = re.compile(rb"[0-9]{1,18}")
 _ALLOW = b", ".join(sorted(METHODS))
 # Seconds until a refused peer may try again: connections end sooner than that, or the guest holds them.
 _RETRY_AFTER = b"1"
@@ -32,18 +32,10 @@ def render(response: Response, *, head: bool, keep_alive: bool, http10: bool) ->
     tells the length with a Content-Length of its own. Raises ValueError on a status outside 200 to 599, a
     header name that is no token, or a value with CR, LF or NUL.
     """
-    parts = [_status_line(response.status), _header_block(response.headers)]
     bodiless = response.status in _BODILESS
-    if not bodiless:
-        parts.append(b"content-length: %b\r\n" % _length(response, head))
-    if not keep_alive:
-        parts.append(b"connection: close\r\n")
-    elif http10:
-        parts.append(b"connection: keep-alive\r\n")
-    parts.append(b"\r\n")
-    if not (head or bodiless):
-        parts.append(response.body)
-    return b"".join(parts)
+    length = None if bodiless else _length(response, head)
+    top = _top(response.status, response.headers, length, keep_alive, http10)
+    return top if head or bodiless else top + response.body
 
 
 def error_response(status: int, reason: str) -> Response:
@@ -63,19 +55,31 @@ def _status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
-def _length(response: Response, head: bool) -> bytes:
+def _length(response: Response, head: bool) -> int:
     if head and not response.body:
         told = next((value for name, value in response.headers if name.lower() == b"content-length"), b"0")
         if _DIGITS.fullmatch(told):
-            return told
-    return b"%d" % len(response.body)
+            return int(told)
+    return len(response.body)
 
 
-@lru_cache(maxsize=128)
-def _header_block(headers: Headers) -> bytes:
-    for name, value in headers:
-        if not TOKEN.fullmatch(name):
-            raise ValueError("a response header's name is not a token")
-        if _BREAKS.search(value):
-            raise ValueError("a response header's value holds CR, LF or NUL")
-    return b"".join(b"%b: %b\r\n" % pair for pair in headers if pair[0].lower() not in _FRAMING)
+@lru_cache(maxsize=256)
+def _top(status: int, headers: Headers, length: int | None, keep_alive: bool, http10: bool) -> bytes:
+    """All before the body. Remembered: a service's answers are few, as its guests' questions are."""
+    lines = [_status_line(status), *map(_header_line, headers)]
+    if length is not None:
+        lines.append(b"content-length: %d\r\n" % length)
+    if not keep_alive:
+        lines.append(b"connection: close\r\n")
+    elif http10:
+        lines.append(b"connection: keep-alive\r\n")
+    return b"".join(lines) + b"\r\n"
+
+
+def _header_line(header: tuple[bytes, bytes]) -> bytes:
+    name, value = header
+    if not TOKEN.fullmatch(name):
+        raise ValueError("a response header's name is not a token")
+    if _BREAKS.search(value):
+        raise ValueError("a response header's value holds CR, LF or NUL")
+    return b"" if name.lower() in _FRAMING else name + b": " + value + b"\r\n"
