@@ -149,11 +149,12 @@ _family_option = click.option(
 @cli.command()
 @click.argument("instances", type=InstanceType(), nargs=-1, required=True, metavar="INSTANCE...")
 @_family_option
+@click.option("--hop-limit", type=click.IntRange(1, 64), help="TTL of replies from now on.")
 @_json_option
 @click.pass_obj
-def enable(session: Session, instances: tuple[UUID, ...], family: str, as_json: bool) -> int:
+def enable(session: Session, instances: tuple[UUID, ...], family: str, hop_limit: int | None, as_json: bool) -> int:
     """Serve instances again."""
-    return _switch(session, instances, "open", family, as_json)
+    return _switch(session, instances, "open", family, as_json, hop_limit)
 
 
 @cli.command()
@@ -249,7 +250,14 @@ def _print_event(event: EventView, text: Any) -> None:
     text.event(event)
 
 
-def _switch(session: Session, instances: Sequence[UUID], how: str, family: str, as_json: bool) -> int:
+def _switch(
+    session: Session,
+    instances: Sequence[UUID],
+    how: str,
+    family: str,
+    as_json: bool,
+    hop_limit: int | None = None,
+) -> int:
     """Set the access of each instance; the first failure's exit status, after all have been tried."""
     import time
 
@@ -260,7 +268,7 @@ def _switch(session: Session, instances: Sequence[UUID], how: str, family: str, 
     for instance in dict.fromkeys(instances):
         began = time.perf_counter()
         try:
-            policy = client.set_policy(instance, Access(how), families)
+            policy = client.set_policy(instance, Access(how), families, hop_limit)
         except MetashimError as error:
             failed.append((instance, error))
         else:

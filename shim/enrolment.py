@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from uuid import UUID
 
@@ -149,6 +150,8 @@ class Enrolment:
                 self._changed(port, False)
                 self._slots.give_back(port.slot, self._clock())
             if port.ifindex in self._links:
+                if former is not None and former.instance != port.instance:
+                    await self._silence(former)
                 raise
             return  # the tap went meanwhile, and the kernel's side with it
         self._hold(port)
@@ -156,6 +159,13 @@ class Enrolment:
             log.info("%s (interface %d): slot %d, instance %s", port.tap, port.ifindex, port.slot, port.instance)
         else:
             self._changed(port, True)
+
+    async def _silence(self, former: Port) -> None:
+        """The tap is another's by now, who cannot be enrolled: at least nobody gets the former owner's data there."""
+        anonymous = replace(former, instance=None)
+        await self._datapath.ensure(anonymous)
+        self._changed(former, False)
+        self._hold(anonymous)
 
     async def _remove(self, port: Port) -> None:
         self._changed(port, False)

@@ -229,6 +229,9 @@ def test_disable_and_enable(run: Shell, memory: Memory) -> None:
     assert done["done"][0]["milliseconds"] > 0
     run("disable", ONE, "--how", "drop")
     assert memory.policies[ONE] == Policy(Access.DROP, Access.DROP)
+    run("enable", ONE, "--hop-limit", "2")
+    assert memory.policies[ONE] == Policy(hop_limit=2)
+    assert run("enable", ONE, "--hop-limit", "65").code == 2
 
 
 def test_one_that_fails_does_not_keep_the_others(run: Shell, memory: Memory) -> None:
