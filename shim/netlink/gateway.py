@@ -72,9 +72,19 @@ async def ensure(route: AsyncIPRoute, gateway: Gateway) -> tuple[int, bool]:
         gateway.path.unlink(missing_ok=True)
         netns.create(gateway.name)
     ifindex = await _ensure_link(route, gateway)
-    async with AsyncIPRoute(netns=gateway.name) as inside:
+    async with AsyncIPRoute(fileno=_netlink_in(gateway.path)) as inside:
         await _furnish(inside, gateway)
     return ifindex, fresh
+
+
+def _netlink_in(path: Path) -> int:
+    """A netlink socket inside a namespace.
+
+    pyroute2's `netns=` has a forked child open it and ends that child by SIGTERM. The child still has our
+    event loop's wakeup descriptor, so now and then its SIGTERM arrived here as ours, and the agent stopped.
+    """
+    with entered(path):
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE).detach()
 
 
 def is_namespace(path: Path) -> bool:
