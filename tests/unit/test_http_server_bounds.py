@@ -234,15 +234,22 @@ def test_who_says_that_it_has_sent_all_still_gets_all(run: Run) -> None:
 
 def test_a_busy_peer_does_not_starve_another(run: Run) -> None:
     async def main() -> None:
-        async with site() as here:
-            _, busy = await here.connect()
-            reader, writer = await here.connect()
-            writer.write(GET)
+        order: list[bytes] = []
+
+        def handler(caller: str, request: Request) -> Response:
+            order.append(request.path)
+            if len(order) == 2:
+                other.sendall(GET)  # while the busy one has some 2,000 more to be answered
+            return Response(200)
+
+        async with site(handler) as here:
+            other = socket.create_connection(("127.0.0.1", here.port))
+            reader, busy = await here.connect()
+            busy.write(b"GET /busy HTTP/1.1\r\nHost: a\r\n\r\n")
             await response(reader)
-            busy.write(GET * 2000)
-            await until(lambda: here.server.stats.requests > 1)
-            writer.write(GET)
-            await response(reader)
-            assert here.server.stats.requests < 2002
+            busy.write(b"GET /busy HTTP/1.1\r\nHost: a\r\n\r\n" * 2000)
+            await until(lambda: len(order) == 2002)
+            other.close()
+            assert order.index(b"/") < 200
 
     run(main())
