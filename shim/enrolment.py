@@ -90,7 +90,7 @@ class Enrolment:
 
     async def settle(self, only: Iterable[int] | None = None, *, again: bool = False) -> None:
         """Makes the kernel hold what is wanted: for all taps, or for some. A tap that fails stands in nobody's way."""
-        indexes = list(only) if only is not None else list(self._links.keys() | self.ports.keys())
+        indexes = list(only) if only is not None else list(self._links.keys() | self.ports.keys() | self.failures.keys())
         for number, ifindex in enumerate(indexes):
             async with self._busy:
                 await self._settle_one(ifindex, again)
@@ -104,12 +104,14 @@ class Enrolment:
         again = again or ifindex in self.failures
         if not wanted:
             self.failures.pop(ifindex, None)
-        for action in reconcile(*pairs, self._slots, self._clock(), again=again):
-            try:
-                await self._apply(action)
+        try:
+            for action in reconcile(*pairs, self._slots, self._clock(), again=again):
+                await self._apply(action)  # what follows a failure is not done: it may rest on it
                 self.failures.pop(ifindex, None)
-            except KernelError as error:
-                self._failed(ifindex, error)
+        except KernelError as error:
+            self._failed(ifindex, error)
+            if wanted and held and held.instance != wanted.instance:
+                await self._silence(held)
 
     def _wanted(self, ifindex: int) -> Wanted | None:
         link = self._links.get(ifindex)
@@ -150,8 +152,6 @@ class Enrolment:
                 self._changed(port, False)
                 self._slots.give_back(port.slot, self._clock())
             if port.ifindex in self._links:
-                if former is not None and former.instance != port.instance:
-                    await self._silence(former)
                 raise
             return  # the tap went meanwhile, and the kernel's side with it
         self._hold(port)
@@ -163,9 +163,12 @@ class Enrolment:
     async def _silence(self, former: Port) -> None:
         """The tap is another's by now, who cannot be enrolled: at least nobody gets the former owner's data there."""
         anonymous = replace(former, instance=None)
-        await self._datapath.ensure(anonymous)
         self._changed(former, False)
-        self._hold(anonymous)
+        try:
+            await self._datapath.ensure(anonymous)
+            self._hold(anonymous)
+        except KernelError as error:
+            log.critical("%s may still be served as %s: %s", former.tap, former.instance, error)
 
     async def _remove(self, port: Port) -> None:
         self._changed(port, False)

@@ -1,0 +1,211 @@
+"""The agent's bookkeeping over the shipped fake datapath: links and identities in, guarded taps out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+import pytest
+
+from shim.core.policy import Access, Policy
+from shim.core.port import SLOT_QUARANTINE, Port, Slots
+from shim.datapath import abi
+from shim.datapath.fake import Fake
+from shim.enrolment import Enrolment
+from shim.errors import KernelError
+from shim.identity.alias import Alias
+from shim.identity.resolve import Resolver
+from shim.netlink.links import Link
+
+ONE, TWO = UUID(int=1), UUID(int=2)
+SETTINGS = abi.pack_settings(["169.254.169.254"], [80], rate=50, burst=200, event_rate=10, flows_per_port=8)
+
+
+class Sick(Fake):
+    """A fake whose kernel refuses to guard some taps."""
+
+    def __init__(self) -> None:
+        super().__init__(SETTINGS, lambda: 0)
+        self.refuses: set[UUID] = set()
+
+    async def ensure(self, port: Port) -> None:
+        if port.instance in self.refuses:
+            raise KernelError(f"cannot attach to {port.tap}")
+        await super().ensure(port)
+
+
+class Host:
+    """An enrolment with links to set, a clock to turn, and what the proxy was told."""
+
+    def __init__(self, datapath: Sick | None = None, slots: int = 8) -> None:
+        self.links: dict[int, Link] = {}
+        self.policies: dict[UUID | None, Policy] = {}
+        self.told: list[tuple[UUID | None, bool]] = []
+        self.now = 0.0
+        self.datapath = datapath or Sick()
+        self.enrolment = Enrolment(
+            self.datapath,
+            Slots(slots),
+            Resolver([Alias()]),
+            self.links,
+            ("tap*",),
+            lambda instance: self.policies.get(instance, Policy()),
+            lambda port, here: self.told.append((port.instance, here)),
+            lambda: self.now,
+        )
+
+    def link(self, ifindex: int, instance: UUID | None = None, name: str = "") -> None:
+        alias = f"metashim:{instance}" if instance else None
+        self.links[ifindex] = Link(ifindex, name or f"tap{ifindex}", alias)
+
+    @property
+    def owners(self) -> dict[int, UUID | None]:
+        return {ifindex: port.instance for ifindex, port in self.enrolment.ports.items()}
+
+    async def kernel(self) -> dict[int, UUID | None]:
+        return {found.ifindex: found.instance for found in await self.datapath.observe() if found.ifindex}
+
+
+def story(tell: Callable[[Host], Awaitable[None]]) -> Callable[[], None]:
+    """Makes a test of a story told with a host of its own."""
+
+    def run() -> None:
+        asyncio.run(tell(Host()))
+
+    run.__name__ = tell.__name__
+    return run
+
+
+@story
+async def test_taps_come_and_go(host: Host) -> None:
+    host.link(1, ONE)
+    host.link(2)
+    host.link(3, name="eth0")
+    await host.enrolment.settle()
+    assert await host.kernel() == host.owners == {1: ONE, 2: None}
+    assert [port.tap for port in host.enrolment.ports_of(ONE)] == ["tap1"]
+    host.links.clear()
+    await host.enrolment.settle()
+    assert await host.kernel() == host.owners == {}
+    assert host.enrolment.ports_of(ONE) == []
+    assert host.told == [(ONE, True), (None, True), (ONE, False), (None, False)]
+
+
+@story
+async def test_a_tap_with_an_identity_is_guarded_whatever_its_name(host: Host) -> None:
+    host.link(3, ONE, name="eth0")
+    await host.enrolment.settle()
+    assert host.owners == {3: ONE}
+
+
+@story
+async def test_a_tap_that_changes_hands_changes_slots(host: Host) -> None:
+    host.link(1, ONE)
+    await host.enrolment.settle()
+    first = host.enrolment.ports[1]
+    host.link(1, TWO)
+    await host.enrolment.settle()
+    second = host.enrolment.ports[1]
+    assert (first.slot, first.instance) != (second.slot, second.instance)
+    assert host.enrolment.port_of(first.slot, first.generation) is None
+    assert host.enrolment.port_of(second.slot, second.generation) == second
+    assert host.told == [(ONE, True), (TWO, True), (ONE, False)]
+
+
+@story
+async def test_a_tap_that_changes_hands_and_fails_serves_nobody(host: Host) -> None:
+    host.link(1, ONE)
+    await host.enrolment.settle()
+    host.datapath.refuses = {TWO}
+    host.link(1, TWO)
+    await host.enrolment.settle()
+    assert await host.kernel() == host.owners == {1: None}
+    assert "cannot attach" in str(host.enrolment.failures[1])
+    assert host.told[-1] == (ONE, False)
+    host.datapath.refuses = set()
+    await host.enrolment.settle()
+    assert host.owners == {1: TWO} and not host.enrolment.failures
+
+
+@story
+async def test_one_tap_that_fails_stands_in_nobodys_way(host: Host) -> None:
+    host.datapath.refuses = {ONE}
+    host.link(1, ONE)
+    host.link(2, TWO)
+    await host.enrolment.settle()
+    assert host.owners == {2: TWO} and list(host.enrolment.failures) == [1]
+    host.links.pop(1)
+    await host.enrolment.settle()
+    assert not host.enrolment.failures
+
+
+@story
+async def test_a_policy_is_settled_for_one_tap(host: Host) -> None:
+    host.link(1, ONE)
+    await host.enrolment.settle()
+    host.policies[ONE] = Policy(Access.RESET, Access.DROP, 2)
+    await host.enrolment.settle([1])
+    assert host.enrolment.ports[1].policy == host.policies[ONE]
+
+
+@story
+async def test_slots_run_out_and_come_back(_: Host) -> None:
+    host = Host(slots=1)
+    host.link(1, ONE)
+    host.link(2, TWO)
+    await host.enrolment.settle()
+    assert "no slot is left for tap2" in str(host.enrolment.failures[2])
+    host.links.pop(1)
+    await host.enrolment.settle()
+    assert host.owners == {}, "the slot rests"
+    host.now = SLOT_QUARANTINE
+    await host.enrolment.settle()
+    assert host.owners == {2: TWO}
+    assert host.enrolment.ports[2].generation == 2
+
+
+@story
+async def test_a_tap_that_changes_hands_when_no_slot_is_left_serves_nobody(_: Host) -> None:
+    host = Host(slots=1)
+    host.link(1, ONE)
+    await host.enrolment.settle()
+    host.link(1, TWO)
+    await host.enrolment.settle()
+    assert await host.kernel() == host.owners == {1: None}
+    assert host.told == [(ONE, True), (ONE, False)]
+
+
+@story
+async def test_an_agent_that_starts_goes_on_where_the_last_one_ended(before: Host) -> None:
+    for ifindex, instance in ((1, ONE), (2, TWO), (3, None)):
+        before.link(ifindex, instance)
+    await before.enrolment.settle()
+    before.datapath.unplug(2)
+    after = Host(before.datapath)
+    after.link(1, ONE)
+    after.link(4, TWO)
+    await after.enrolment.adopt()
+    assert after.enrolment.ports[1] == before.enrolment.ports[1]
+    gone = before.enrolment.ports[2]
+    assert after.enrolment.ports[4].slot not in {port.slot for port in before.enrolment.ports.values()}
+    assert await after.kernel() == {1: ONE, 4: TWO}
+    assert after.enrolment.port_of(gone.slot, gone.generation) is None
+
+
+@pytest.mark.parametrize("instance", [ONE, None])
+def test_generations_outlive_an_agent(instance: UUID | None) -> None:
+    async def story() -> None:
+        before = Host(slots=1)
+        before.link(1, instance)
+        await before.enrolment.settle()
+        before.datapath.unplug(1)
+        after = Host(before.datapath, slots=1)
+        after.link(2, instance)
+        await after.enrolment.adopt()
+        assert after.owners == {}, "a slot that was somebody's rests first"
+        after.now = SLOT_QUARANTINE
+        await after.enrolment.settle()
+        assert after.enrolment.ports[2].generation == 2
+
+    asyncio.run(story())

@@ -1,0 +1,83 @@
+"""What follows from what is wanted and what is there, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from uuid import UUID
+
+import pytest
+
+from shim.core.policy import Access, Policy
+from shim.core.port import Port, Slots
+from shim.core.reconcile import Ensure, Remove, Unplaced, Wanted, closing, reconcile
+
+ONE, TWO = UUID(int=1), UUID(int=2)
+OPEN, SHUT = Policy(), Policy(Access.RESET, Access.RESET)
+
+
+def wanted(instance: UUID | None = ONE, policy: Policy = OPEN, tap: str = "tap1") -> Wanted:
+    return Wanted(7, tap, "", instance, policy)
+
+
+def held(instance: UUID | None = ONE, slot: int = 3, policy: Policy = OPEN) -> Port:
+    return Port(slot, 5, 7, "tap1", "", instance, policy)
+
+
+@pytest.fixture
+def slots() -> Slots:
+    slots = Slots(8)
+    slots.adopt(3, 5)
+    return slots
+
+
+def test_a_new_tap_gets_a_free_slot(slots: Slots) -> None:
+    assert list(reconcile({7: wanted()}, {}, slots, 0)) == [Ensure(Port(1, 1, 7, "tap1", "", ONE, OPEN))]
+
+
+def test_nothing_to_do_is_nothing_done_unless_asked_to_do_it_again(slots: Slots) -> None:
+    assert list(reconcile({7: wanted()}, {7: held()}, slots, 0)) == []
+    assert list(reconcile({7: wanted()}, {7: held()}, slots, 0, again=True)) == [Ensure(held())]
+
+
+@pytest.mark.parametrize("change", [{"policy": SHUT}, {"tap": "renamed"}])
+def test_what_changes_about_a_port_keeps_its_slot(slots: Slots, change: dict[str, object]) -> None:
+    want = replace(wanted(), **change)  # type: ignore[arg-type]
+    assert list(reconcile({7: want}, {7: held()}, slots, 0)) == [Ensure(replace(held(), **change))]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("before", "after"), [(ONE, TWO), (ONE, None), (None, ONE)])
+def test_another_owner_gets_another_slot_and_the_tap_is_never_unguarded(
+    slots: Slots, before: UUID | None, after: UUID | None
+) -> None:
+    actions = list(reconcile({7: wanted(after)}, {7: held(before)}, slots, 0))
+    assert actions == [Ensure(Port(1, 1, 7, "tap1", "", after, OPEN)), Remove(held(before))]
+
+
+def test_what_is_wanted_no_more_goes_first(slots: Slots) -> None:
+    actions = list(reconcile({8: replace(wanted(), ifindex=8)}, {7: held()}, slots, 0))
+    assert [type(action) for action in actions] == [Remove, Ensure]
+
+
+def test_a_tap_without_a_slot_is_named_and_nothing_else_is_done() -> None:
+    full = Slots(1)
+    full.adopt(1, 1)
+    assert list(reconcile({7: wanted(TWO)}, {7: held(ONE, 1)}, full, 0)) == [Unplaced(wanted(TWO))]
+
+
+KERNEL_OPEN = (Access.OPEN, Access.FORBID)
+
+
+@pytest.mark.parametrize(("old", "new"), list(product(Access, repeat=2)))
+def test_before_a_change_is_kept_nothing_opens(old: Access, new: Access) -> None:
+    between = closing(Policy(old, old), Policy(new, new)).v4
+    assert between in (old, new)
+    assert not (between is Access.OPEN and old is not Access.OPEN)
+    assert not (between in KERNEL_OPEN and old not in KERNEL_OPEN)
+    if new is not Access.OPEN and old is Access.OPEN:
+        assert between is new  # what closes does so at once
+
+
+def test_families_are_closed_each_by_itself() -> None:
+    before, after = Policy(Access.OPEN, Access.DROP), Policy(Access.RESET, Access.OPEN)
+    assert closing(before, after) == Policy(Access.RESET, Access.DROP)
