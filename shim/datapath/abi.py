@@ -30,7 +30,9 @@ ACCESS = {Access.OPEN: 1, Access.RESET: 2, Access.DROP: 3, Access.FORBID: 1}
 
 NO_ADDRESS4 = IPv4Address("127.255.255.255")
 NO_ADDRESS6 = IPv6Address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
-"""What fills the unused places of service addresses: no packet of a guest's carries it lawfully."""
+"""What fills the places of a family without service addresses: no packet of a guest's carries it lawfully."""
+
+AnyAddress = IPv4Address | IPv6Address
 
 EVENT_BURST = 10
 EVENT_RING_BYTES = 65536
@@ -210,11 +212,16 @@ def pack_settings(
         flows_per_port=flows_per_port,
     )
     for place in range(SERVICES):
-        record.service4[place] = words(v4[place] if place < len(v4) else NO_ADDRESS4)[0]
-        record.service6[place][:] = words(v6[place] if place < len(v6) else NO_ADDRESS6)
+        record.service4[place] = words(_at(v4, place, NO_ADDRESS4))[0]
+        record.service6[place][:] = words(_at(v6, place, NO_ADDRESS6))
     for place in range(SERVICE_PORTS):
         record.service_port[place] = network_short(ports[place] if place < len(ports) else ports[0])
     return bytes(record)
+
+
+def _at(addresses: Sequence[AnyAddress], place: int, none: AnyAddress) -> AnyAddress:
+    """The address of a place; the first, where there are fewer; `none`, where there is none."""
+    return addresses[place if place < len(addresses) else 0] if addresses else none
 
 
 def _endings(addresses: Sequence[IPv4Address | IPv6Address]) -> int:

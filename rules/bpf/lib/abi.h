@@ -4,8 +4,8 @@
 #pragma once
 #include "verdict.h"
 
-#define SERVICES 4      /* service addresses of a family; unused places hold an address that no packet carries */
-#define SERVICE_PORTS 4 /* unused places repeat the first */
+#define SERVICES 4      /* service addresses of a family; unused places repeat the first */
+#define SERVICE_PORTS 4 /* the same */
 #define TAGS 2          /* VLAN tags that are understood: 802.1Q, QinQ */
 
 #define ABSENT 0 /* a port's state: a zeroed record serves nobody */
