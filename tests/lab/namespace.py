@@ -18,6 +18,7 @@ from pyroute2 import IPRoute
 RUN_NETNS = Path("/run/netns")
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 MS_BIND = 4096  # linux/mount.h
+MS_REC, MS_SHARED = 16384, 1 << 20
 MNT_DETACH = 2
 IFF_LOWER_UP = 0x10000  # linux/if.h
 BR_STATE_FORWARDING = 3  # linux/if_bridge.h
@@ -52,9 +53,20 @@ def _entered(path: Path) -> Iterator[None]:
         os.close(home)
 
 
+def _share_folder(folder: Path) -> None:
+    """Make the folder a shared mount on itself, as the first `ip netns add` on a machine does.
+
+    Were it left to a later `ip netns add` (or metashim's), the mounts made before would lie twice, and stay.
+    """
+    if _libc.mount(b"", bytes(folder), b"none", MS_SHARED | MS_REC, None):
+        _must(_libc.mount(bytes(folder), bytes(folder), b"none", MS_BIND | MS_REC, None), f"mount {folder}")
+        _must(_libc.mount(b"", bytes(folder), b"none", MS_SHARED | MS_REC, None), f"share {folder}")
+
+
 def _create(path: Path) -> None:
     """A new namespace, bound to `path`, in a thread of its own, which stays in it (pyroute2 would fork)."""
     path.parent.mkdir(exist_ok=True)
+    _share_folder(path.parent)
     path.touch(mode=0o444, exist_ok=False)
     try:
         _must(_libc.unshare(CLONE_NEWNET), "unshare")

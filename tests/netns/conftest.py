@@ -1,0 +1,28 @@
+"""A hypervisor that runs metashim: one for a module's tests, or one for a test that breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Lab
+from tests.netns.hypervisor import Hypervisor
+
+PLENTY = "[datapath]\nconnection_rate = 100000\nconnection_burst = 100000\n"
+"""For tests that open more connections than a guest may: the limit itself has tests of its own."""
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Hypervisor]:
+    """One that runs, for all tests of a module: they use taps and instances of their own."""
+    with Lab() as lab, Hypervisor(lab, PLENTY) as site:
+        site.start()
+        yield site
+
+
+@pytest.fixture
+def site(lab: Lab) -> Iterator[Hypervisor]:
+    """One of the test's own, not started yet."""
+    with Hypervisor(lab, PLENTY) as site:
+        yield site

@@ -1,0 +1,190 @@
+"""A whole metashim on a lab's hypervisor: a real agent and its workers, with folders and a name of their own.
+
+    with Lab() as lab, Hypervisor(lab) as site:
+        site.start()
+        site.api.set_policy(...)
+
+Readiness is learnt as systemd does, by sd_notify. At the end of the `with` the agent is ended, `teardown` run,
+and whatever is left then (namespace, link, pin, process, file of the run folder) is an error of the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from uuid import UUID
+
+from shim.control.client import Client
+from shim.control.shapes import PortView
+from shim.core.policy import Access, Family
+from tests.lab import Lab
+from tests.lab.namespace import wait_until
+
+ROOT = Path(__file__).parents[2]
+BPFFS = Path("/sys/fs/bpf")
+START_SECONDS = 20.0
+STOP_SECONDS = 12.0
+BOTH = frozenset(Family)
+
+_counter = itertools.count(1)
+
+
+def uuid_of(number: int) -> UUID:
+    """The instance of that number: easy to tell apart in a failure."""
+    return UUID(f"{number:08d}-aaaa-4aaa-8aaa-{number:012d}")
+
+
+class Hypervisor:
+    """An agent of its own in `lab`'s hypervisor. `settings` is TOML put behind what is set here."""
+
+    def __init__(self, lab: Lab, settings: str = "", host: str = "", proxy: str = "", identity: str = "") -> None:
+        self.lab = lab
+        self.name = f"e{os.getpid() % 100000}x{next(_counter)}"
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
+        self.folder.chmod(0o755)
+        self.config = self.folder / "metashim.toml"
+        self.run, self.state = self.folder / "run", self.folder / "state"
+        self.mapping, self.log = self.folder / "instances.toml", self.folder / "log"
+        self.agent: subprocess.Popen[bytes] | None = None
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(self.folder / "notify"))
+        self.configure(settings, host=host, proxy=proxy, identity=identity)
+
+    def configure(self, settings: str = "", *, host: str = "", proxy: str = "", identity: str = "") -> None:
+        """Write the configuration; it holds from the next start."""
+        self.config.write_text(
+            f'[host]\nname = "{self.name}"\nrun_dir = "{self.run}"\nstate_dir = "{self.state}"\n{host}\n'
+            f'[identity]\nfile = "{self.mapping}"\n{identity}\n[proxy]\nuser = "nobody"\n{proxy}\n{settings}\n'
+        )
+
+    def __enter__(self) -> Hypervisor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.kill()
+            done = self.verb("teardown", check=False)
+            left = self.left_behind()
+            if kind is None:
+                assert done.returncode == 0, done.stderr
+                assert not left, left
+                assert "Traceback" not in self.log_text(), self.log_text()
+            elif self.log.exists():
+                print(self.log_text()[-8000:])
+        finally:
+            self._notify.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def left_behind(self) -> list[str]:
+        """What a teardown should have removed and did not."""
+        paths = [Path("/run/netns") / self.name, BPFFS / self.name, self.run]
+        links = self.lab.host.links() & {f"{self.name}0"}
+        processes = [f"process {pid}" for pid in self.lab.host.pids()]
+        return [str(path) for path in paths if path.exists()] + sorted(links) + processes
+
+    @property
+    def argv(self) -> list[str]:
+        return [sys.executable, "-m", "shim", "--config", str(self.config)]
+
+    def verb(self, *words: str, check: bool = True, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+        """A verb of the command line, run on the hypervisor."""
+        return self.lab.host.run([*self.argv, *words], check=check, cwd=str(ROOT), timeout=timeout)
+
+    @property
+    def api(self) -> Client:
+        return Client(self.run / "control.sock", 15.0)
+
+    def begin(self) -> subprocess.Popen[bytes]:
+        """Start an agent without waiting for it."""
+        environment = os.environ | {"NOTIFY_SOCKET": str(self.folder / "notify")}
+        with self.log.open("ab") as log:
+            self.agent = self.lab.run_in_host(
+                [*self.argv, "agent"], cwd=str(ROOT), env=environment, stdout=log, stderr=log
+            )
+        return self.agent
+
+    def start(self) -> None:
+        """Start an agent and wait until it says that it is ready."""
+        agent = self.begin()
+        self._notify.settimeout(0.1)
+        end = time.monotonic() + START_SECONDS
+        while agent.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(TimeoutError):
+                if self._notify.recv(200) == b"READY=1":
+                    self.await_workers()
+                    return
+        raise AssertionError(f"the agent is not ready (status {agent.poll()}):\n{self.log_text()}")
+
+    def await_workers(self) -> None:
+        """Wait until every worker follows the agent."""
+        wait_until(lambda: not [a for a in self.api.status().ailments if a.part == "proxy"], "the workers")
+
+    def end(self, number: int) -> int:
+        """Send the agent a signal and wait for its end; its status."""
+        assert self.agent is not None
+        self.agent.send_signal(number)
+        status = self.agent.wait(STOP_SECONDS)
+        with contextlib.suppress(BlockingIOError):
+            self._notify.setblocking(False)
+            while self._notify.recv(200):
+                pass
+        return status
+
+    def kill(self) -> None:
+        """kill -9, if it runs."""
+        if self.agent is not None and self.agent.poll() is None:
+            self.end(signal.SIGKILL)
+
+    def log_text(self) -> str:
+        """What the agent and its workers wrote."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    @property
+    def worker(self) -> int:
+        """The pid of the first worker."""
+        return int((self.run / "worker0.pid").read_text().split()[0])
+
+    def disable(self, instance: UUID, how: Access = Access.RESET, families: frozenset[Family] = BOTH) -> None:
+        self.api.set_policy(instance, how, list(families))
+
+    def enable(self, instance: UUID) -> None:
+        self.api.set_policy(instance, Access.OPEN, list(BOTH))
+
+    def port(self, tap: str) -> PortView | None:
+        """The port of a tap, if it is guarded."""
+        return next((port for port in self.api.ports() if port.tap == tap), None)
+
+    def await_port(self, tap: str, instance: UUID | None, seconds: float = 5.0) -> PortView:
+        """Wait until a tap is the instance's, or nobody's."""
+
+        def found() -> bool:
+            port = self.port(tap)
+            return port is not None and port.instance == instance and port.state != "failed"
+
+        wait_until(found, f"{tap} to be {instance}'s", seconds)
+        port = self.port(tap)
+        assert port is not None
+        return port
+
+    @contextlib.contextmanager
+    def stopped(self, pid: int) -> Iterator[None]:
+        """A process that does nothing for a while (SIGSTOP)."""
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
