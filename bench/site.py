@@ -92,7 +92,7 @@ class Site:
             self._agent = self.lab.run_in_host([*self._command, "agent"], cwd=ROOT, stdout=log, stderr=log)
         while not self._is_ready():
             if self._agent.poll() is not None or time.monotonic() - began > READY_SECONDS:
-                raise RuntimeError(f"the agent does not get ready:\n{self._log.read_text()[-2000:]}")
+                raise RuntimeError(f"the agent does not get ready:\n{self.log_text()}")
             time.sleep(0.01)
         took = time.monotonic() - began
         status = self._settled_status()
@@ -132,6 +132,10 @@ class Site:
         """The pinned program of taps."""
         return next(self.pins.glob("from_instance-*"))
 
+    def log_text(self) -> str:
+        """The end of what the agent and its workers logged."""
+        return self._log.read_text()[-2000:] if self._log.exists() else ""
+
     def stop(self) -> None:
         """Ends agent and proxy; the kernel's side stays."""
         if self._agent is not None:
@@ -145,9 +149,18 @@ class Site:
         self.lab.host.run([*self._command, "teardown"], cwd=ROOT, timeout=120)
 
 
+def _mount_netns() -> None:
+    """As the first `ip netns add` since boot does: made a mount later, /run/netns would hide what is in it by then."""
+    if not Path("/run/netns").is_mount():
+        name = f"bench{os.getpid()}"
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
 @contextlib.contextmanager
 def site() -> Iterator[Site]:
     """A site of its own, removed at the end, also after a failure or Ctrl-C."""
+    _mount_netns()
     folder = Path(tempfile.mkdtemp(prefix="metashim-bench-"))
     folder.chmod(0o755)  # the proxy is nobody, and reads the store
     try:
@@ -155,6 +168,9 @@ def site() -> Iterator[Site]:
             made = Site(lab, folder)
             try:
                 yield made
+            except Exception as error:
+                error.add_note(f"the agent said:\n{made.log_text()}")
+                raise
             finally:
                 made.remove()
     finally:
