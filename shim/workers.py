@@ -113,6 +113,8 @@ class Workers:
             if self._stopping:
                 return
             self._bury(worker)
+            async with worker.progress:
+                worker.progress.notify_all()
             steady = asyncio.get_running_loop().time() - began > STEADY_SECONDS
             failures = 0 if steady else failures + 1
             if failures:
@@ -198,14 +200,18 @@ class Workers:
         return message.number
 
     async def settled(self, number: int) -> bool:
-        """Waits until every worker that is connected has done what it was told; False if one did not in time."""
+        """Waits until every worker that runs has done what it was told; False if one did not in time.
+
+        One that is not connected (it just started, or the agent did) has not heard it yet: it gets the whole
+        table when it connects, whose number is a later one.
+        """
         results = [await self._settled(worker, number) for worker in self.all]
         return all(results)
 
     async def _settled(self, worker: Worker, number: int) -> bool:
         try:
             async with asyncio.timeout(DONE_SECONDS), worker.progress:
-                await worker.progress.wait_for(lambda: worker.writer is None or worker.done >= number)
+                await worker.progress.wait_for(lambda: not worker.pid or worker.done >= number)
         except TimeoutError:
             return False
         return True
