@@ -16,7 +16,7 @@ setup: ## install what is missing: Debian packages, and a virtual environment in
 	@./setup.sh
 
 demo: ## two guests with one address, each with its own metadata; shuts one off (DATAPATH=ebpf)
-	@./setup.sh
+	@./setup.sh curl
 	@$(PYTHON) -m demo.run --datapath $(DATAPATH)
 
 test: ## every test tier (TESTS=tests/unit for some of them)
