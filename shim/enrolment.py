@@ -90,8 +90,8 @@ class Enrolment:
 
     async def settle(self, only: Iterable[int] | None = None, *, again: bool = False) -> None:
         """Makes the kernel hold what is wanted: for all taps, or for some. A tap that fails stands in nobody's way."""
-        indexes = list(only) if only is not None else list(self._links.keys() | self.ports.keys() | self.failures.keys())
-        for number, ifindex in enumerate(indexes):
+        known = self._links.keys() | self.ports.keys() | self.failures.keys()
+        for number, ifindex in enumerate(list(known if only is None else only)):
             async with self._busy:
                 await self._settle_one(ifindex, again)
             if number % BREATH == BREATH - 1:

@@ -56,8 +56,8 @@ class Worker:
         self.finished = asyncio.Event()
         self._ends: set[asyncio.Task[None]] = set()
 
-    def _admit(self, peer: tuple[str, int], own: tuple[str, int]) -> Caller | None:
-        return self.table.caller(peer[0])
+    def _admit(self, peer: tuple[str, int] | None, own: tuple[str, int] | None) -> Caller | None:
+        return self.table.caller(peer[0]) if peer else None  # None: it has left already
 
     def _handle(self, caller: Caller, request: Request) -> Response:
         entry = self.table.entry(caller)
