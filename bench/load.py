@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import time
@@ -22,26 +21,11 @@ class Run:
     p99: float
 
 
-def last_cpu() -> int | None:
-    """Where the load runs, the servers having the others; None on a machine with one CPU."""
-    cpus = sorted(os.sched_getaffinity(0))
-    return cpus[-1] if len(cpus) > 1 else None
-
-
-def keep_off(pids: list[int]) -> None:
-    """Keeps servers off the load's CPU."""
-    cpu = last_cpu()
-    for pid in pids if cpu is not None else ():
-        os.sched_setaffinity(pid, os.sched_getaffinity(0) - {cpu})
-
-
 def wrk(guest: Namespace, url: str, connections: int, seconds: int, *, fresh: bool = False) -> Run:
     """Runs wrk in a guest; `fresh` asks for a new connection per request. RuntimeError for any that failed."""
-    cpu = last_cpu()
-    pinned = ["taskset", "-c", str(cpu)] if cpu is not None else []
     header = ["-H", "Connection: close"] if fresh else []
     options = ["-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *header]
-    return read_wrk(guest.run([*pinned, "wrk", *options, url]).stdout)
+    return read_wrk(guest.run(["wrk", *options, url]).stdout)
 
 
 def read_wrk(text: str) -> Run:

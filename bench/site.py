@@ -143,8 +143,8 @@ class Site:
             self._agent.wait(30)
             self._agent = None
 
-    def remove(self) -> None:
-        """Ends all and removes the kernel's side."""
+    def forget(self) -> None:
+        """Ends all and removes the kernel's side, so that the next start is a cold one."""
         self.stop()
         self.lab.host.run([*self._command, "teardown"], cwd=ROOT, timeout=120)
 
@@ -172,6 +172,6 @@ def site() -> Iterator[Site]:
                 error.add_note(f"the agent said:\n{made.log_text()}")
                 raise
             finally:
-                made.remove()
+                made.forget()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
