@@ -201,8 +201,8 @@ class AgentOperations:
             entry = feed_entry(replace(port, policy=policy))
             if entry is not None:
                 number = self._workers.put(entry)
-        if number and not await self._workers.settled(number):
-            raise KernelError("a worker of the proxy does not take the policy", "see `metashim status`")
+        if number:
+            await self._workers.settled(number)
 
     async def attachments(self) -> list[shapes.AttachmentView]:
         kept = self._store.attachments()

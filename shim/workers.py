@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 ADOPT_SECONDS = 3.0
 DONE_SECONDS = 2.0
 BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
+UNREAD_BYTES = 1 << 24
 STEADY_SECONDS = 10.0
 """A worker that ran this long did not fail at its start: the next one is started without delay."""
 
@@ -46,6 +47,11 @@ class Worker:
     process: subprocess.Popen[bytes] | None = None
     done: int = 0
     progress: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def is_ignorant(self) -> bool:
+        """Whether it has had no table yet, so it serves nobody: there is none, or it just started."""
+        return not self.pid or (self.process is not None and not self.known.is_set())
 
 
 class Workers:
@@ -71,7 +77,7 @@ class Workers:
         self._failed = failed
         self._sockets: list[socket.socket] = []
         self._number = 0
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
 
@@ -105,12 +111,12 @@ class Workers:
             log.warning("worker %d (pid %d) does not answer: ending it", worker.number, worker.pid)
             _kill(worker.pid, signal.SIGKILL)
         failures = 0
-        while True:
-            if not worker.pid:
-                self._spawn(worker)
+        while not self._stopping.is_set():
+            if not worker.pid and not await self._started(worker):
+                continue
             began = asyncio.get_running_loop().time()
             await _ended(worker)
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             self._bury(worker)
             async with worker.progress:
@@ -127,6 +133,15 @@ class Workers:
             return False
         log.info("worker %d (pid %d) goes on", worker.number, worker.pid)
         return True
+
+    async def _started(self, worker: Worker) -> bool:
+        """Starts one, unless the host cannot just now (no memory, no disk, no descriptor): then a pause is made."""
+        try:
+            self._spawn(worker)
+        except OSError as error:
+            self._failed(f"worker {worker.number} cannot be started: {error}")
+            await asyncio.sleep(BACKOFF_SECONDS[-1])
+        return bool(worker.pid)
 
     def _spawn(self, worker: Worker) -> None:
         if not self._sockets:
@@ -149,13 +164,14 @@ class Workers:
         worker.known.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        worker: Worker | None = None
+        """One worker's connection; a second one of the same worker takes the first one's place."""
+        pid = _peer_pid(writer)
+        worker = next((w for w in self.all if w.pid == pid), None)
         try:
-            pid = _peer_pid(writer)
-            hello = feed.read_from_worker(await reader.readline())
-            worker = next((w for w in self.all if w.pid == pid and isinstance(hello, feed.Hello)), None)
-            if worker is None:
+            if worker is None or not isinstance(feed.read_from_worker(await reader.readline()), feed.Hello):
                 return
+            if worker.writer is not None:
+                worker.writer.close()
             worker.writer, worker.done = writer, 0
             self._send(worker, feed.Table(self._next(), self._table()))
             worker.known.set()
@@ -183,8 +199,13 @@ class Workers:
         return self._number
 
     def _send(self, worker: Worker, message: feed.ToWorker) -> None:
-        if worker.writer is not None:
-            worker.writer.write(feed.encode(message))
+        """A worker that does not even read what it is told is ended before what waits for it fills the memory."""
+        if worker.writer is None:
+            return
+        worker.writer.write(feed.encode(message))
+        if worker.writer.transport.get_write_buffer_size() > UNREAD_BYTES:
+            log.warning("worker %d (pid %d) does not listen: ending it", worker.number, worker.pid)
+            _kill(worker.pid, signal.SIGKILL)
 
     def put(self, entry: feed.Entry) -> int:
         """Tells all workers of a slot's entry; the number to `settled` for."""
@@ -199,22 +220,30 @@ class Workers:
             self._send(worker, message)
         return message.number
 
-    async def settled(self, number: int) -> bool:
-        """Waits until every worker that runs has done what it was told; False if one did not in time.
+    async def settled(self, number: int) -> None:
+        """Returns when no worker runs that has not done what it was told. One that does not in time is ended: the
+        next one begins with the whole table.
 
         One that is not connected (it just started, or the agent did) has not heard it yet: it gets the whole
         table when it connects, whose number is a later one.
         """
-        results = [await self._settled(worker, number) for worker in self.all]
-        return all(results)
+        await asyncio.gather(*(self._settled(worker, number) for worker in self.all))
 
-    async def _settled(self, worker: Worker, number: int) -> bool:
+    async def _settled(self, worker: Worker, number: int) -> None:
+        pid = worker.pid
         try:
-            async with asyncio.timeout(DONE_SECONDS), worker.progress:
-                await worker.progress.wait_for(lambda: not worker.pid or worker.done >= number)
+            async with asyncio.timeout(DONE_SECONDS):
+                await self._caught_up(worker, pid, number)
         except TimeoutError:
-            return False
-        return True
+            log.warning("worker %d (pid %d) does not do as told: ending it", worker.number, pid)
+            _kill(pid, signal.SIGKILL)
+            await self._caught_up(worker, pid, number)
+
+    async def _caught_up(self, worker: Worker, pid: int, number: int) -> None:
+        async with worker.progress:
+            await worker.progress.wait_for(
+                lambda: worker.pid != pid or worker.is_ignorant or worker.done >= number
+            )
 
     def renew(self) -> None:
         """The gateway namespace is another one now: the next workers get listening sockets made in it."""
@@ -227,13 +256,13 @@ class Workers:
 
     def leave(self) -> None:
         """Ends the agent's side only: the workers go on, for the next agent to find."""
-        self._stopping = True
+        self._stopping.set()
         for task in self._tasks:
             task.cancel()
 
     async def stop(self, grace: float) -> None:
         """Ends all workers in good order, within `grace` seconds."""
-        self._stopping = True
+        self._stopping.set()
         for worker in self.all:
             if worker.pid:
                 _kill(worker.pid, signal.SIGTERM)
@@ -248,17 +277,22 @@ class Workers:
 
 
 def running(note: Path) -> int:
-    """The pid in a note, if it is still that worker's: 0 otherwise. A pid is reused, its start time is not."""
+    """The pid in a note, if that worker still runs: 0 otherwise. A pid is reused, its start time is not."""
     try:
         pid, began = note.read_text().split()
-        return int(pid) if _began(int(pid)) == began else 0
+        return int(pid) if _stat(int(pid))[0] != "Z" and _began(int(pid)) == began else 0
     except (OSError, ValueError):
         return 0
 
 
 def _began(pid: int) -> str:
     """When a process began, in ticks since boot: field 22 of proc_pid_stat(5)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return _stat(pid)[19]
+
+
+def _stat(pid: int) -> list[str]:
+    """proc_pid_stat(5) from field 3, the state, on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _kill(pid: int, number: int) -> None:
