@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import secrets
 import signal
 import sys
 import time
@@ -28,6 +30,7 @@ def main() -> int:
     """0: all as it must be; 1: a step was wrong; 2: wrong usage; 128 + n: ended by signal n."""
     parser = argparse.ArgumentParser(prog="python -m demo.run", description="Two look-alike guests, told apart.")
     parser.add_argument("--datapath", choices=["ebpf"], default="ebpf")
+    parser.add_argument("--name", type=name, default=f"demo{secrets.token_hex(3)}", help="of all that it makes")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("the demonstration makes network namespaces and loads programs: run it as root", file=sys.stderr)
@@ -35,13 +38,20 @@ def main() -> int:
     show, began = Show(), time.perf_counter()
     show.title(f"metashim on {arguments.datapath}: two guests with one address, each with metadata of its own")
     adopt_orphans()
-    stage, status = plan(), 1
+    stage, status = plan(arguments.name), 1
     try:
         build(stage)
         status = watch(start(show, stage))
     finally:
         left = strike(stage)
     return report(show, status, left, time.perf_counter() - began)
+
+
+def name(text: str) -> str:
+    """The prefix of all that is made. Raises ValueError, which argparse reports."""
+    if not re.fullmatch("[a-z0-9]{4,12}", text):
+        raise ValueError
+    return text
 
 
 def start(show: Show, stage: Stage) -> int:

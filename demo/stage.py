@@ -93,9 +93,8 @@ class Stage:
         return [sys.executable, "-m", "shim", "--config", str(self.config), verb]
 
 
-def plan() -> Stage:
-    """The names of a stage; nothing is made yet."""
-    name = f"demo{secrets.token_hex(3)}"  # host.name has room for 12 characters
+def plan(name: str) -> Stage:
+    """The names of a stage; nothing is made yet. `name` is at most 12 characters: host.name has no more room."""
     folder = Path(tempfile.gettempdir(), f"metashim-{name}-{secrets.token_hex(4)}")
     return Stage(name, f"{name}x", folder, _proxy_user(), _is_mounted(RUN_NETNS))
 

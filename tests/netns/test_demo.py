@@ -4,120 +4,142 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SESSION_SECONDS = 90
-NAMES = ("demo", "metashim-demo")
-"""What everything that a demonstration makes begins with: others make other things meanwhile."""
+STORY_SECONDS = 90
+RUN_NETNS = Path("/run/netns")
+Demo = subprocess.Popen[str]
 
 
-def start(**kwargs: object) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-m", "demo.run", "--datapath", "ebpf"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(argv, cwd=ROOT, start_new_session=True, **pipes | kwargs)
+def mounts() -> list[str]:
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
-def named(names: list[str]) -> set[str]:
-    return {name for name in names if name.startswith(NAMES)}
+def entries(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.exists() else []
 
 
-def processes() -> set[str]:
-    """The command lines of processes that have to do with a demonstration."""
-    found = set()
+def processes() -> list[str]:
+    """The command lines of all processes."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it ended meanwhile
             continue
-        if "demo.run" in words or "metashim-demo" in words:
-            found.add(f"{path.parent.name} {words}")
     return found
 
 
-def host_state() -> dict[str, set[str]]:
-    """Everything of a demonstration's that the host has."""
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    pins = Path("/sys/fs/bpf")
-    return {
-        "namespaces": named(os.listdir("/run/netns")) if Path("/run/netns").exists() else set(),
-        "links": named([name for _, name in socket.if_nameindex()]),
-        "mounts": {mount for mount in mounts if any(part.startswith(NAMES) for part in Path(mount).parts)},
-        "pins": named(os.listdir(pins)) if pins.exists() else set(),
-        "files": named(os.listdir(tempfile.gettempdir())) | named(os.listdir("/run")),
-        "processes": processes(),
-    }
+class Host:
+    """Demonstrations under names of this test's own, as others may run some meanwhile, and what they leave."""
+
+    def __init__(self, temporary: Path) -> None:
+        self.temporary = temporary
+        self.name = f"td{secrets.token_hex(3)}"
+        self._started: list[Demo] = []
+
+    def start(self) -> Demo:
+        name = f"{self.name}{len(self._started)}"
+        argv = [sys.executable, "-m", "demo.run", "--datapath", "ebpf", "--name", name]
+        environment = os.environ | {"TMPDIR": str(self.temporary)}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        demo = subprocess.Popen(argv, cwd=ROOT, start_new_session=True, env=environment, **pipes)
+        self._started.append(demo)
+        return demo
+
+    def traces(self) -> dict[str, list[str]]:
+        """What there is under our names; nothing, before and after."""
+        found: dict[str, Iterable[str]] = {
+            "namespaces": entries(RUN_NETNS),
+            "links": [name for _, name in socket.if_nameindex()],
+            "mounts": mounts(),
+            "pins": entries(Path("/sys/fs/bpf")),
+            "files": entries(self.temporary) + entries(Path("/run")),
+            "processes": processes(),
+        }
+        ours = {kind: [name for name in names if self.name in name] for kind, names in found.items()}
+        return {kind: names for kind, names in ours.items() if names}
 
 
-@pytest.fixture(autouse=True)
-def leaves_nothing():
-    before, mounts = host_state(), len(Path("/proc/self/mountinfo").read_text().splitlines())
-    yield
-    assert host_state() == before
-    # /run/netns was bound to itself again and again once, which doubles a shared mount each time.
-    own = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if line.split()[4] == "/run/netns"]
-    assert len(own) <= max(1, mounts)
+@pytest.fixture
+def host():
+    with tempfile.TemporaryDirectory(prefix="metashim-test-") as folder:
+        Path(folder).chmod(0o755)  # the proxy's user reads the store in there
+        yield from watched(Host(Path(folder)))
 
 
-def stop(demo: subprocess.Popen[str], number: int) -> tuple[int, str]:
+def watched(host: Host) -> Iterator[Host]:
+    times = mounts().count(str(RUN_NETNS))
+    yield host
+    assert host.traces() == {}
+    # Bound to itself again, a shared mount doubles, and at the 17th time the mount table is full.
+    assert mounts().count(str(RUN_NETNS)) <= max(times, 1)
+
+
+def read_to(demo: Demo, words: str) -> None:
+    """Read what it writes, to the line with these words."""
+    assert any(words in line for line in demo.stdout)
+
+
+def stop(demo: Demo, number: int) -> tuple[int, str]:
     os.kill(demo.pid, number)
     output, _ = demo.communicate(timeout=20)
     return demo.returncode, output
 
 
-def test_comes_out_well():
-    demo = start()
-    output, _ = demo.communicate(timeout=SESSION_SECONDS)
+def test_comes_out_well(host):
+    demo = host.start()
+    read_to(demo, "the agent is up")
+    assert set(host.traces()) == {"namespaces", "mounts", "files", "processes"}, "else the others prove nothing"
+    output, _ = demo.communicate(timeout=STORY_SECONDS)
     assert demo.returncode == 0, output
     assert "nothing is left behind" in output.splitlines()[-1]
     assert "✗" not in output and output.count("✓") > 20
 
 
-def test_two_at_the_same_time():
-    both = [start(), start()]
+def test_two_at_the_same_time(host):
+    both = [host.start(), host.start()]
     for demo in both:
-        output, _ = demo.communicate(timeout=SESSION_SECONDS)
+        output, _ = demo.communicate(timeout=STORY_SECONDS)
         assert demo.returncode == 0, output
 
 
 # Three moments of the story, wherever in it they fall; printed so that one that fails can be had again.
 @pytest.mark.parametrize("moment", sorted(random.uniform(0.4, 6.0) for _ in range(3)), ids=lambda m: f"{m:.3f}s")
-def test_interrupted(moment):
-    demo = start()
+def test_interrupted(host, moment):
+    demo = host.start()
     time.sleep(moment)
     status, output = stop(demo, signal.SIGINT)
     assert status == 128 + signal.SIGINT, output
     assert output.splitlines()[-1].startswith("  ✗ ended by SIGINT; nothing is left behind")
 
 
-def test_terminated_in_the_middle_of_a_step():
-    demo = start()
-    for line in demo.stdout:
-        if "tap that no source knows" in line:
-            break
+def test_terminated_in_the_middle_of_a_step(host):
+    demo = host.start()
+    read_to(demo, "tap that no source knows")
     status, output = stop(demo, signal.SIGTERM)
     assert status == 128 + signal.SIGTERM, output
     assert "ended by SIGTERM; nothing is left behind" in output
 
 
-def test_the_story_is_killed():
+def test_the_story_is_killed(host):
     """Whatever ends the story, the process that outlives it clears up."""
-    demo = start()
-    for line in demo.stdout:
-        if "two guests, both" in line:
-            break
-    (story,) = [
-        int(pid) for pid in Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
-    ]
-    os.kill(story, signal.SIGKILL)
+    demo = host.start()
+    read_to(demo, "two guests, both")
+    (story,) = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
+    os.kill(int(story), signal.SIGKILL)
     output, _ = demo.communicate(timeout=20)
     assert demo.returncode == 1
     assert "a step came out wrong; nothing is left behind" in output
