@@ -44,7 +44,7 @@ from shim.identity.resolve import Resolver, Source
 from shim.journal import Journal
 from shim.metadata.store import Store
 from shim.netlink import gateway as gateways
-from shim.netlink.links import Links
+from shim.netlink.links import ALL, Links
 from shim.operations import AgentOperations, feed_entry
 from shim.workers import Workers, running
 
@@ -123,7 +123,7 @@ class Agent:
         self._uid, self._gid = proxy_user(config)
         self._journal = Journal(time.time)
         self._gateway = gateway_of(config)
-        self._datapath = datapath_of(config, route)
+        self._datapath = datapath_of(config)
         self._store = Store(config.store, self._gid)
         self._policies: dict[UUID, Policy] = self._store.policies()
         self._default = default_policy(config)
@@ -131,6 +131,8 @@ class Agent:
         self._resolver = Resolver(_sources(config, self._store))
         self._woken = asyncio.Event()
         self._suspects: set[int] = set()
+        self._gateway_ifindex = 0
+        self._audit_at = float("inf")
         self._leaving = False
         self._workers = Workers(
             config.proxy.workers, self._uid, config.feed_socket, self._listen, self._worker_task, self._feed_table,
@@ -157,8 +159,8 @@ class Agent:
     async def start(self) -> None:
         """Kernel first, refusing; then the proxy; then the operators' socket, as a sign that all is up."""
         mount_bpffs(Path(self._config.host.bpffs))
-        ifindex, fresh = await gateways.ensure(self._route, self._gateway)
-        await self._datapath.open(ifindex)
+        self._gateway_ifindex, fresh = await gateways.ensure(self._route, self._gateway)
+        await self._datapath.open(self._gateway_ifindex)
         if fresh:  # workers of an earlier run listen where nobody comes any more
             end_workers(self._config)
         ready = asyncio.Event()
@@ -177,25 +179,29 @@ class Agent:
 
     async def work(self, stop: asyncio.Event) -> None:
         """Settles whenever something woke it, looks at the sources and audits now and then, until `stop`."""
-        audit = time.monotonic() + AUDIT_SECONDS
+        self._audit_at = time.monotonic() + AUDIT_SECONDS
         stopping = asyncio.ensure_future(stop.wait())
         while not stop.is_set():
             await self._pause(stopping)
             changed = self._resolver.refresh() or self._woken.is_set()
             self._woken.clear()
-            again = time.monotonic() >= audit
-            if again:
-                audit = time.monotonic() + AUDIT_SECONDS
-            suspects, self._suspects = self._suspects, set()
             try:
-                if again:
-                    await self._audit()
-                elif changed:
-                    await self._enrolment.settle()
-                if suspects:
-                    await self._enrolment.settle(suspects & self._enrolment.ports.keys(), again=True)
+                await self._pass(changed)
             except Exception:  # the boundary of one pass
-                log.exception("a pass over the taps failed; the next one tries again")
+                log.exception("a pass over the taps failed; the next one looks at everything")
+                self._audit_at = 0.0
+
+    async def _pass(self, changed: bool) -> None:
+        suspects, self._suspects = self._suspects, set()
+        if time.monotonic() >= self._audit_at or not gateways.is_namespace(self._gateway.path):
+            self._audit_at = time.monotonic() + AUDIT_SECONDS
+            await self._audit()
+        elif changed:
+            await self._enrolment.settle()
+        else:
+            await self._enrolment.settle(list(self._enrolment.failures))
+        if suspects:
+            await self._enrolment.settle(suspects & self._enrolment.ports.keys(), again=True)
 
     async def _pause(self, stopping: asyncio.Task[Literal[True]]) -> None:
         woken = asyncio.ensure_future(self._woken.wait())
@@ -204,8 +210,8 @@ class Agent:
 
     async def _audit(self) -> None:
         """Makes all of it again that somebody may have touched."""
-        ifindex, fresh = await gateways.ensure(self._route, self._gateway)
-        await self._datapath.open(ifindex)
+        self._gateway_ifindex, fresh = await gateways.ensure(self._route, self._gateway)
+        await self._datapath.open(self._gateway_ifindex)
         for guarded in self._enrolment.ports:
             self._datapath.detached(guarded)
         await self._enrolment.settle(again=True)
@@ -234,8 +240,10 @@ class Agent:
         stop.set()
 
     def _wake(self, ifindex: int | None) -> None:
-        """Links call this: something changed, or a filter of that link was removed."""
-        if ifindex is not None and ifindex in self._enrolment.ports:
+        """Links call this: something changed; or that link, or a filter of it, was removed; or all may be."""
+        if ifindex in (ALL, self._gateway_ifindex):
+            self._audit_at = 0.0
+        elif ifindex is not None and ifindex in self._enrolment.ports:
             self._datapath.detached(ifindex)
             self._suspects.add(ifindex)
         self._woken.set()
@@ -357,7 +365,7 @@ def teardown(config: Config) -> None:
 
 async def _teardown(config: Config) -> None:
     async with AsyncIPRoute() as route:
-        await datapath_of(config, route).teardown()
+        await datapath_of(config).teardown()
         await gateways.remove(route, gateway_of(config))
 
 

@@ -7,6 +7,7 @@ is kept in `ports`. Whatever happens only wakes `settle`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -61,6 +62,11 @@ class Enrolment:
         """The ports of one instance."""
         return [self.ports[ifindex] for ifindex in sorted(self._taps_of.get(instance, ()))]
 
+    async def ports_by_now(self, instance: UUID) -> list[Port]:
+        """The same, with one whose enrolment is under way: it may have begun under another policy than today's."""
+        async with self._busy:
+            return self.ports_of(instance)
+
     def port_of(self, slot: int, generation: int) -> Port | None:
         """The port that an owner of a slot is, if it still is."""
         port = self._of_slot.get(slot)
@@ -102,15 +108,19 @@ class Enrolment:
         held = self.ports.get(ifindex)
         pairs = ({ifindex: wanted} if wanted else {}, {ifindex: held} if held else {})
         again = again or ifindex in self.failures
-        if not wanted:
-            self.failures.pop(ifindex, None)
+        if not wanted and ifindex in self.failures:
+            del self.failures[ifindex]
+            if not held:
+                await self._datapath.remove(_nobodys(ifindex))
         try:
             for action in reconcile(*pairs, self._slots, self._clock(), again=again):
                 await self._apply(action)  # what follows a failure is not done: it may rest on it
                 self.failures.pop(ifindex, None)
         except KernelError as error:
             self._failed(ifindex, error)
-            if wanted and held and held.instance != wanted.instance:
+            if not held:
+                await self._shut(ifindex)
+            elif wanted and held.instance != wanted.instance:
                 await self._silence(held)
 
     def _wanted(self, ifindex: int) -> Wanted | None:
@@ -160,6 +170,11 @@ class Enrolment:
         else:
             self._changed(port, True)
 
+    async def _shut(self, ifindex: int) -> None:
+        """A tap that cannot be enrolled is guarded all the same: as nobody's, so that nothing passes there."""
+        with contextlib.suppress(KernelError):  # why it cannot is known already
+            await self._datapath.ensure(_nobodys(ifindex))
+
     async def _silence(self, former: Port) -> None:
         """The tap is another's by now, who cannot be enrolled: at least nobody gets the former owner's data there."""
         anonymous = replace(former, instance=None)
@@ -200,3 +215,8 @@ class Enrolment:
         if str(self.failures.get(ifindex)) != str(error):
             log.error("%s", error)
         self.failures[ifindex] = error
+
+
+def _nobodys(ifindex: int) -> Port:
+    """What guards a tap without a slot of its own: slot 0 serves nobody."""
+    return Port(0, 0, ifindex, "", OWN_NETNS, None, Policy())

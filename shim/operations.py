@@ -185,7 +185,7 @@ class AgentOperations:
     async def _enforce(self, instance: UUID, policy: Policy, *, opening: bool = False) -> None:
         """Puts a policy in force, kernel first when closing, workers first when opening, as each knows least then."""
         self._policies[instance] = policy
-        ports = self._enrolment.ports_of(instance)
+        ports = await self._enrolment.ports_by_now(instance)
         if opening:
             await self._tell(ports, policy)
         await self._enrolment.settle([port.ifindex for port in ports])

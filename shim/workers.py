@@ -246,13 +246,14 @@ class Workers:
             )
 
     def renew(self) -> None:
-        """The gateway namespace is another one now: the next workers get listening sockets made in it."""
+        """The gateway namespace is another one now: the next workers get listening sockets made in it. These have
+        nothing to finish, as their connections ended with the former one's link."""
         for sock in self._sockets:
             sock.close()
         self._sockets = []
         for worker in self.all:
             if worker.pid:
-                _kill(worker.pid, signal.SIGTERM)
+                _kill(worker.pid, signal.SIGKILL)
 
     def leave(self) -> None:
         """Ends the agent's side only: the workers go on, for the next agent to find."""

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_LINK, RTMGRP_TC
+from shim.netlink import rtnl
 
 log = logging.getLogger(__name__)
 
 DUMP_TRIES = 5
 AGAIN_SECONDS = 1.0
+
+# linux/rtnetlink.h, linux/if_link.h
+_GROUPS = 0x1 | 0x8  # RTMGRP_LINK, RTMGRP_TC
+_IFINFO = struct.Struct("=BxHiII")
+_TCM_IFINDEX = struct.Struct("=4xi")
+_NAME, _ALIAS, _EXT_MASK = 3, 20, 29
+_SKIP_STATS = 8
+_AF_BRIDGE = 7
+_RECEIVE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +38,14 @@ class Link:
     alias: str | None
 
 
+ALL = 0
+"""In place of an ifindex: messages were lost, so anything may have happened to any link."""
+
+
 class Links:
-    """The table of links of one namespace. `wake` is called after any change of it, and with an ifindex when a
-    filter or a queueing discipline of that link was removed by somebody."""
+    """The table of links of one namespace. `wake` is called after any change of it, and with an ifindex when that
+    link went (another may have its number and its name before anybody looks), or when a filter or a queueing
+    discipline was removed from it; with ALL when all of that may have happened."""
 
     def __init__(self, wake: Callable[[int | None], None]) -> None:
         self.table: dict[int, Link] = {}
@@ -41,56 +54,60 @@ class Links:
 
     async def run(self, ready: asyncio.Event) -> None:
         """Watches until cancelled. `ready` is set when the table is complete for the first time."""
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                async with AsyncIPRoute() as route:
-                    await route.bind(groups=RTMGRP_LINK | RTMGRP_TC)
-                    found = await dump()
+                with rtnl.subscribe(_GROUPS) as events:
+                    found = dump()
                     self.table.clear()
                     self.table.update(found)
-                    self._wake(None)
+                    self._wake(ALL if self.resyncs else None)
                     ready.set()
-                    await self._follow(route)
-            except (OSError, NetlinkError) as error:
+                    while True:
+                        self.take(await loop.sock_recv(events, _RECEIVE_BYTES))
+            except OSError as error:
                 log.warning("watching links failed (%s): reading all of them again", error)
             self.resyncs += 1
             await asyncio.sleep(AGAIN_SECONDS)
 
-    async def _follow(self, route: AsyncIPRoute) -> None:
-        while True:
-            async for message in route.get():
-                self._take(message)
+    def take(self, data: bytes) -> None:
+        """Learns from what the kernel sent."""
+        for kind, _, _, body in rtnl.messages(data):
+            if kind in (rtnl.DELTFILTER, rtnl.DELQDISC):
+                self._wake(_TCM_IFINDEX.unpack_from(body)[0])
+            # A bridge tells of its ports in messages of its own family, which lack the alias; and of one that left by
+            # a DELLINK, though the link lives on.
+            elif kind in (rtnl.NEWLINK, rtnl.DELLINK) and body[0] != _AF_BRIDGE:
+                self._take_link(_link(body), here=kind == rtnl.NEWLINK)
 
-    def _take(self, message: object) -> None:
-        event = message.get("event")  # type: ignore[attr-defined]  # pyroute2 has no name for some of tc's
-        if event == "RTM_NEWLINK":
-            link = _link(message)
-            if self.table.get(link.ifindex) != link:
-                self.table[link.ifindex] = link
-                self._wake(None)
-        elif event == "RTM_DELLINK" and not _is_bridge_port_message(message):
-            if self.table.pop(message["index"], None):  # type: ignore[index]
-                self._wake(None)
-        elif event in ("RTM_DELTFILTER", "RTM_DELQDISC"):
-            self._wake(message["index"])  # type: ignore[index]
-
-
-def _is_bridge_port_message(message: object) -> bool:
-    """A port that leaves a bridge is announced by a RTM_DELLINK of family AF_BRIDGE: the link lives on."""
-    return bool(message["family"] == 7)  # type: ignore[index]
+    def _take_link(self, link: Link, *, here: bool) -> None:
+        before = self.table.get(link.ifindex)
+        if here and before != link:
+            self.table[link.ifindex] = link
+            self._wake(None)
+        elif not here and before is not None:
+            del self.table[link.ifindex]
+            self._wake(link.ifindex)
 
 
-def _link(message: object) -> Link:
-    get = message.get_attr  # type: ignore[attr-defined]
-    return Link(message["index"], get("IFLA_IFNAME"), get("IFLA_IFALIAS"))  # type: ignore[index]
+def _link(body: bytes) -> Link:
+    _, _, ifindex, _, _ = _IFINFO.unpack_from(body)
+    found = rtnl.attributes(body[_IFINFO.size :])
+    alias = found.get(_ALIAS)
+    return Link(ifindex, rtnl.text(found.get(_NAME, b"")), rtnl.text(alias) if alias is not None else None)
 
 
-async def dump() -> dict[int, Link]:
+def dump() -> dict[int, Link]:
     """Every link of the namespace this process is in; a dump that was interrupted is made again."""
-    for _ in range(DUMP_TRIES):
-        try:
-            async with AsyncIPRoute() as route:
-                return {m["index"]: _link(m) async for m in await route.get_links()}
-        except NetlinkDumpInterrupted:
-            continue
+    asked = rtnl.Rtnl()
+    question = _IFINFO.pack(0, 0, 0, 0, 0) + rtnl.attribute(_EXT_MASK, struct.pack("=I", _SKIP_STATS))
+    try:
+        for _ in range(DUMP_TRIES):
+            try:
+                links = map(_link, asked.dump(rtnl.GETLINK, question))
+                return {link.ifindex: link for link in links}
+            except rtnl.InterruptedDumpError:
+                continue
+    finally:
+        asked.close()
     raise OSError("the list of links changed too fast to be read")
