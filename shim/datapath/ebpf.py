@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 import struct
 import sys
@@ -119,6 +120,8 @@ class Ebpf:
             raw = self._maps["ports"].lookup(_key(port.slot))
             if raw is not None and abi.read_port(raw)[1] == port.generation:
                 self._vacate_slot(port.slot, port.generation)
+            elif self._maps["taps"].lookup(_key(port.slot)) == _key(port.ifindex):
+                return  # the tap, too, is another owner's of the slot by now
         owner = self._attached.get(port.ifindex)
         if owner in (None, (port.slot, port.generation)):
             self._attached.pop(port.ifindex, None)
@@ -169,6 +172,17 @@ class Ebpf:
                 await self._filters.detach(ifindex, name)
         if self._root.exists():
             shutil.rmtree(self._root)
+
+    def close(self) -> None:
+        """Lets go of every descriptor. What is in the kernel stays, by its pins and filters."""
+        if self.ring is not None:
+            self.ring.close()
+            self.ring = None
+        for made in self._maps.values():
+            made.close()
+        for program in self._programs.values():
+            os.close(program)
+        self._maps, self._programs = {}, {}
 
     def plan(self) -> Iterator[str]:
         """The source of both programs, as it is compiled."""

@@ -54,8 +54,11 @@ class Fake:
         self._guarded[port.ifindex] = port.slot
 
     async def remove(self, port: Port) -> None:
-        if self._model.state.slot(port.slot).generation == port.generation:
+        slot = self._model.state.slot(port.slot)
+        if slot.generation == port.generation:
             self._model.state.forget(port.slot)
+        elif slot.tap == port.ifindex:
+            return  # the tap, too, is another owner's of the slot by now
         if port.slot in (0, self._guarded.get(port.ifindex)):
             self._guarded.pop(port.ifindex, None)
 
