@@ -1,0 +1,124 @@
+"""rtnetlink(7) by hand, for what is done for every tap: pyroute2 takes a millisecond and kilobytes for a message.
+
+The kernel carries a request out within send(2), so its answer is there when that returns, and awaiting it would
+gain nothing. Numbers are of linux/netlink.h and linux/rtnetlink.h; all is in the host's byte order.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+NEWLINK, DELLINK, GETLINK = 16, 17, 18
+NEWQDISC, DELQDISC, GETQDISC = 36, 37, 38
+NEWTFILTER, DELTFILTER, GETTFILTER = 44, 45, 46
+
+REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
+EXCLUSIVE, CREATE = 0x200, 0x400
+_ERROR, _DONE = 2, 3
+_INTERRUPTED = 0x10
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_KIND_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_RECEIVE_BYTES = 1 << 16
+_EVENTS_BYTES = 8 << 20  # some ten thousand links may change at once
+_SO_RCVBUFFORCE = 33
+_PATIENCE = 30.0  # seconds: another's request may hold the kernel's lock while ten thousand links go
+
+
+class InterruptedDumpError(OSError):
+    """What is listed changed while it was read: read it again."""
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded."""
+    return _ATTRIBUTE.pack(len(payload) + _ATTRIBUTE.size, kind) + payload + bytes(-len(payload) % 4)
+
+
+def attributes(raw: bytes) -> dict[int, bytes]:
+    """Attributes by their kind. What ends too early ends the list."""
+    found = {}
+    at = 0
+    while at + _ATTRIBUTE.size <= len(raw):
+        length, kind = _ATTRIBUTE.unpack_from(raw, at)
+        if not _ATTRIBUTE.size <= length <= len(raw) - at:
+            break
+        found[kind & _KIND_MASK] = raw[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+def text(payload: bytes) -> str:
+    """A string attribute."""
+    return payload.rstrip(b"\0").decode(errors="replace")
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(kind, flags, sequence, body) of what one recv(2) brought."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
+        if not _HEADER.size <= length <= len(data) - at:
+            break
+        yield kind, flags, sequence, data[at + _HEADER.size : at + length]
+        at += (length + 3) & ~3
+
+
+class Rtnl:
+    """Requests, one after the other, in the network namespace of the thread that makes the first one."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._sequence = 0
+
+    def request(self, kind: int, flags: int, body: bytes) -> None:
+        """Has one thing done. Raises OSError with the kernel's errno."""
+        for _ in self._ask(kind, flags | REQUEST | ACK, body):
+            pass
+
+    def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
+        """The bodies of all answers to a question. Raises OSError, InterruptedDumpError among them."""
+        return self._ask(kind, REQUEST | DUMP, body)
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            self._socket.settimeout(_PATIENCE)
+        self._sequence += 1
+        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
+        interrupted = False
+        while True:
+            for answer, marks, sequence, content in messages(self._socket.recv(_RECEIVE_BYTES)):
+                if sequence != self._sequence:  # of a dump that was not read to its end
+                    continue
+                interrupted = interrupted or bool(marks & _INTERRUPTED)
+                if answer in (_ERROR, _DONE):
+                    _check(content, interrupted)
+                    return
+                yield content
+
+    def close(self) -> None:
+        """Closes the socket; the next request opens another."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _check(end: bytes, interrupted: bool) -> None:
+    """The last message begins with an errno, negated, or with none."""
+    code = -struct.unpack_from("=i", end)[0] if len(end) >= 4 else 0
+    if code > 0:
+        raise OSError(code, os.strerror(code))
+    if interrupted:
+        raise InterruptedDumpError("the list changed while it was read")
+
+
+def subscribe(groups: int) -> socket.socket:
+    """A socket on which the kernel tells of changes; `groups` as of RTMGRP_*. It does not block."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENTS_BYTES)
+    sock.bind((0, groups))
+    return sock
