@@ -20,6 +20,8 @@ INGRESS = 0xFFFFFFF2
 EGRESS = 0xFFFFFFF3
 CLSACT_PARENT = 0xFFFFFFF1
 CLSACT_HANDLE = 0xFFFF0000
+HOLDERS = ("clsact", "ingress")
+"""Kinds of queueing disciplines that our filters lie in: another user may have made the older one before us."""
 GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL)
 """What the kernel answers for a link, a qdisc or a filter that is not there (any more)."""
 
@@ -76,7 +78,16 @@ class Filters:
             with suppress(FileExistsError):
                 self._rtnl.request(rtnl.NEWQDISC, rtnl.CREATE | rtnl.EXCLUSIVE, _clsact(ifindex))
             filled = _place(ifindex) + rtnl.attribute(_OPTIONS, options)
-            self._rtnl.request(rtnl.NEWTFILTER, rtnl.CREATE, filled)
+            try:
+                self._rtnl.request(rtnl.NEWTFILTER, rtnl.CREATE | rtnl.EXCLUSIVE, filled)
+            except FileExistsError:
+                await self._must_be_ours(ifindex, name)
+                self._rtnl.request(rtnl.NEWTFILTER, rtnl.CREATE, filled)
+
+    async def _must_be_ours(self, ifindex: int, name: str) -> None:
+        if await self.slot_of(ifindex, name) is None:
+            what = f"interface {ifindex} has another's filter at priority {PRIORITY}, handle {HANDLE}"
+            raise KernelError(what, "give the other one another priority: see `tc filter show dev TAP ingress`")
 
     async def slot_of(self, ifindex: int, name: str) -> int | None:
         """The class id of our filter on the link's ingress, if it is there."""
@@ -108,7 +119,7 @@ class Filters:
         with kernel_errors("cannot list the queueing disciplines"):
             bodies = self._dump(rtnl.GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0))
         kinds = [(_IFINDEX.unpack_from(body)[0], rtnl.attributes(body[_TCMSG.size :])) for body in bodies]
-        indexes = [ifindex for ifindex, found in kinds if rtnl.text(found.get(_KIND, b"")) == "clsact"]
+        indexes = [ifindex for ifindex, found in kinds if rtnl.text(found.get(_KIND, b"")) in HOLDERS]
         slots = {ifindex: await self.slot_of(ifindex, name) for ifindex in indexes}
         return {ifindex: slot for ifindex, slot in slots.items() if slot is not None}
 

@@ -142,7 +142,8 @@ def pins(name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
