@@ -1,0 +1,183 @@
+"""README is in step with the code: settings, verbs, exit codes, drop reasons, examples, files, `make` targets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+from shim import cli, errors
+from shim.config import parse, settings
+from shim.control import api
+from shim.core.verdict import Verdict
+from shim.identity import file as mapping
+from shim.metadata import document
+from shim.metadata.network import Network
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+VERBS = sorted(cli.cli.commands)
+SECTIONS = [
+    "What it is not",
+    "Quick start",
+    "How it works",
+    "Assumptions",
+    "Verbs",
+    "Settings",
+    "Drop reasons",
+    "What is measured",
+    "Testing",
+]
+
+
+def lines_of(text: str) -> Iterator[tuple[str, int]]:
+    """Each line with its heading's rank; 0 for what is none, as a root's prompt in a block of code."""
+    code = False
+    for line in text.splitlines():
+        code ^= line.startswith("```")
+        hashes = len(line) - len(line.lstrip("#"))
+        yield line, 0 if code else hashes
+
+
+def section(title: str) -> str:
+    """The text under a heading, those of lower rank included."""
+    found: list[str] = []
+    own = 0
+    for line, rank in lines_of(README):
+        if rank and rank <= own:
+            break
+        if own:
+            found.append(line)
+        elif rank and line.lstrip("# ") == title:
+            own = rank
+    assert found, title
+    return "\n".join(found)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a text's table rows; an escaped bar is no border."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_sections_are_in_order():
+    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    assert [heading for heading in headings if heading in SECTIONS] == SECTIONS
+
+
+def test_settings():
+    table = [row for row in rows(section("Settings")) if row[0].startswith("`")]
+    assert table == [[f"`{s.name}`", s.type, f"`{s.default}`", s.sentence] for s in settings()]
+
+
+def verb_row(verb: str) -> list[str]:
+    (row,) = [row for row in rows(section("Verbs")) if re.match(rf"`{verb}[ `]", row[0])]
+    return row
+
+
+def test_no_verb_is_invented():
+    first = [row[0].strip("`").split()[0] for row in rows(section("Verbs").split("Exit status")[0])[1:]]
+    assert sorted(first) == VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verb(verb):
+    command = cli.cli.commands[verb]
+    row = verb_row(verb)
+    assert row[1] == command.get_short_help_str(200).rstrip(".")
+    options = {name for param in command.params if isinstance(param, click.Option) for name in param.opts}
+    assert set(re.findall(r"-{1,2}[a-z][a-z-]*", row[2])) == options - {"--json"}
+    assert ("--json" in options) == (verb != "agent"), "README says that each but agent has --json"
+    for param in command.params:
+        if isinstance(param.type, click.Choice):
+            assert "\\|".join(param.type.choices) in " ".join(row)
+
+
+def test_global_options():
+    names = {name for param in cli.cli.params for name in param.opts} | {"-h", "--help"}
+    assert all(f"{name}" in section("Verbs") for name in names)
+
+
+def subclasses(family: type) -> list[type]:
+    return [kind for child in family.__subclasses__() for kind in (child, *subclasses(child))]
+
+
+def test_exit_codes():
+    table = rows(section("Verbs").split("Exit status")[1].split("###")[0])[1:]
+    assert [" ".join(row) for row in table] == list(cli._CODES)
+    codes = {kind.exit_code for kind in (errors.MetashimError, *subclasses(errors.MetashimError))}
+    assert codes <= {int(row[0]) for row in table}
+
+
+def test_drop_reasons():
+    table = [(row[0], row[1].strip("`")) for row in rows(section("Drop reasons")) if row[0].isdecimal()]
+    assert table == [(str(verdict.value), verdict.label) for verdict in Verdict]
+    assert all(row[2] for row in rows(section("Drop reasons")))
+
+
+def test_control_api_resources():
+    table = [row for row in rows(section("The control API")) if "/v1/" in row[1]]
+    paths = [(row[0].split(", "), re.findall(r"`([^`]+)`", row[1])) for row in table]
+    told = {(method, re.sub(r"<.*?>", "<>", path)) for methods, found in paths for method in methods for path in found}
+    assert told == {
+        (method, "/v1/" + "/".join(filter(None, [head, "<>" if item else "", leaf])))
+        for (head, item, leaf), methods in api._RESOURCES.items()
+        for method in methods
+    }
+
+
+def test_document_fields():
+    told = set(re.findall(r"`(\w+)`", " ".join(row[0] for row in rows(section("Documents")))))
+    assert set(document.Document.__struct_fields__) <= told
+    inner = " ".join(row[0] for row in rows(section("Documents")) if "[]." in row[0])
+    assert set(re.findall(r"\.(\w+)`", inner)) == set(Network.__struct_fields__)
+
+
+def test_examples_are_accepted():
+    (example,) = blocks("json")
+    assert document.decode(example.encode()).networks
+    assert set(msgspec.json.decode(example)) <= set(document.Document.__struct_fields__)
+    config, ports = blocks("toml")
+    assert parse(config.encode(), "README.md").control.group == "operators"
+    assert len(mapping.parse(ports.encode())) == 1
+
+
+def test_commands_name_verbs():
+    """Every `metashim …` line of a console block is a verb with options that it has."""
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    used = [re.split(r" +", line.removeprefix("# "))[1:] for line in lines if line.startswith("# metashim ")]
+    assert len(used) > 5
+    for verb, *words in used:
+        options = {name for param in cli.cli.commands[verb].params for name in param.opts}
+        assert {word for word in words if word.startswith("-")} <= options, verb
+
+
+def test_files_exist():
+    words = set(re.findall(r"`((?:\.ci|bench|rules|shim|systemd|tests|vagrant)/[\w./-]+)`", README))
+    assert len(words) > 4
+    made = {"bench/result.json"}
+    assert [word for word in sorted(words - made) if not (ROOT / word).exists()] == []
+    tiers = set(re.findall(r"`(unit|bpf|contract|netns|fuzz|clients|vm)`", section("Testing")))
+    assert tiers == {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"lab", "__pycache__"}
+    assert (ROOT / "systemd" / "metashim.service").exists()
+
+
+def test_make_targets():
+    targets = re.findall(r"^([a-z]+):.*## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    table = [(row[0], row[1]) for row in rows(section("Testing")) if row[0].startswith("`make")]
+    assert table == [(f"`make {name}`", words) for name, words in targets]
+    assert set(re.findall(r"`?make ([a-z]+)`", README)) <= {name for name, _ in targets}
+
+
+def test_packages():
+    listed = re.search(r"dependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
+    names = re.findall(r'"([a-z0-9]+)>', listed[1])
+    assert names and all(name in section("Quick start") for name in [*names, "bcc"])
