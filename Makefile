@@ -25,7 +25,7 @@ test: ## every test tier (TESTS=tests/unit for some of them)
 	@$(PYTHON) -m pytest $(TESTS)
 
 bench: ## what it costs, against peers: a table, and bench/result.json
-	@./setup.sh haproxy
+	@./setup.sh haproxy wrk
 	@$(PYTHON) -m bench
 
 lint: ## ruff and mypy
