@@ -25,8 +25,8 @@ from shim.netlink.links import Link
 log = logging.getLogger(__name__)
 
 OWN_NETNS = ""
-BREATH = 64
-"""Taps settled before others have their turn on the loop."""
+BREATH = 8
+"""Taps settled before others have their turn on the loop: under a millisecond, as a disable may be waiting."""
 
 
 class Enrolment:
