@@ -51,7 +51,8 @@ class Hypervisor:
             namespace.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
             namespace.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
         self.runner = asyncio.Runner()
-        self.gateway = gateway.Gateway(f"ct{os.getpid()}x{next(_counter)}", addresses, "100.64.0.0/10", "fd6d:7368:696d::/96")
+        name = f"ct{os.getpid()}x{next(_counter)}"
+        self.gateway = gateway.Gateway(name, addresses, "100.64.0.0/10", "fd6d:7368:696d::/96")
         self.route = self.run(self._open())
         self.link, _ = self.run(gateway.ensure(self.route, self.gateway))
         self.inside = Inside(self.gateway.path)
