@@ -24,7 +24,7 @@
 
 #define SLOT_BASE_V4 0x64400000u /* 100.64.0.0 + slot is who speaks, inside the gateway namespace */
 #define SLOT_PREFIX_V6 {0xfd, 0x6d, 0x73, 0x68, 0x69, 0x6d} /* fd6d:7368:696d::/96 + slot */
-#define SERVICE_MAC {0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfe} /* ARP and ND answer, and the gateway's own link */
+#define SERVICE_MAC 0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfe /* ARP and ND answer, and the gateway's own link */
 
 struct settings {
     u32 service4[SERVICES];

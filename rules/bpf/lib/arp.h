@@ -44,18 +44,17 @@ static __always_inline int judge_arp(struct __sk_buff *skb, struct frame *f, str
 /* Turns the request into its answer, where it stands. 0 or -KERNEL_FAILED. */
 static __always_inline int answer_arp(struct __sk_buff *skb, struct frame *f) {
     struct arp arp;
-    const u8 service_mac[6] = SERVICE_MAC;
     struct macs macs;
     if (bpf_skb_load_bytes(skb, f->l3, &arp, sizeof(arp)))
         return -KERNEL_FAILED;
     copy_mac(macs.destination, arp.sender_mac);
-    copy_mac(macs.source, service_mac);
+    set_mac(macs.source, SERVICE_MAC);
     u8 asked[4];
     __builtin_memcpy(asked, arp.target, 4);
     arp.operation = ARP_REPLY_BE;
     copy_mac(arp.target_mac, arp.sender_mac);
     __builtin_memcpy(arp.target, arp.sender, 4);
-    copy_mac(arp.sender_mac, service_mac);
+    set_mac(arp.sender_mac, SERVICE_MAC);
     __builtin_memcpy(arp.sender, asked, 4);
     if (bpf_skb_store_bytes(skb, 0, &macs, sizeof(macs), 0) ||
         bpf_skb_store_bytes(skb, f->l3, &arp, sizeof(arp), 0))

@@ -46,15 +46,13 @@ static __always_inline int answer_echo6(struct __sk_buff *skb, struct frame *f, 
 }
 
 static __always_inline int turn_macs(struct __sk_buff *skb) {
-    const u8 service_mac[6] = SERVICE_MAC;
     struct macs macs;
     if (bpf_skb_load_bytes(skb, 0, &macs, sizeof(macs)))
         return -KERNEL_FAILED;
     u8 asked[6];
     copy_mac(asked, macs.destination);
     copy_mac(macs.destination, macs.source);
-    /* An answer comes from where the question went, unless that was a group. */
-    copy_mac(macs.source, asked[0] & 1 ? service_mac : asked);
+    copy_asked_mac(macs.source, asked);
     return bpf_skb_store_bytes(skb, 0, &macs, sizeof(macs), 0) ? -KERNEL_FAILED : 0;
 }
 

@@ -85,3 +85,22 @@ static __always_inline bool same_mac(const u8 *a, const u8 *b) {
 static __always_inline void copy_mac(u8 *to, const u8 *from) {
     __builtin_memcpy(to, from, 6);
 }
+
+/* By its bytes and not from an array: some compilers (LLVM 19) take the address of one that is constant, which lies in
+ * .rodata then, and bcc loads none. */
+static __always_inline void set_mac(u8 *to, u8 a, u8 b, u8 c, u8 d, u8 e, u8 f) {
+    to[0] = a;
+    to[1] = b;
+    to[2] = c;
+    to[3] = d;
+    to[4] = e;
+    to[5] = f;
+}
+
+/* An answer comes from where the question went, unless that was a group. */
+static __always_inline void copy_asked_mac(u8 *to, const u8 *asked) {
+    if (asked[0] & 1)
+        set_mac(to, SERVICE_MAC);
+    else
+        copy_mac(to, asked);
+}

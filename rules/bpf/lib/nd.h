@@ -73,7 +73,6 @@ static __always_inline int judge_nd(struct __sk_buff *skb, struct settings *s, u
 /* Turns the solicitation into the advertisement, where it stands. A solicitation without a sender (the guest tries
  * whether the address is free) is answered to all nodes: it is not. 0 or -KERNEL_FAILED. */
 static __always_inline int answer_nd(struct __sk_buff *skb, struct frame *f) {
-    const u8 service_mac[6] = SERVICE_MAC;
     struct ip6 ip;
     struct macs macs;
     struct nd_answer answer = {};
@@ -82,9 +81,9 @@ static __always_inline int answer_nd(struct __sk_buff *skb, struct frame *f) {
         return -KERNEL_FAILED;
     bool probe = !(ip.source[0] | ip.source[1] | ip.source[2] | ip.source[3]);
     copy_mac(macs.destination, macs.source);
-    copy_mac(macs.source, service_mac);
+    set_mac(macs.source, SERVICE_MAC);
     if (probe)
-        copy_mac(macs.destination, (const u8[6]){0x33, 0x33, 0, 0, 0, 1});
+        set_mac(macs.destination, 0x33, 0x33, 0, 0, 0, 1);
     __builtin_memcpy(ip.destination, ip.source, 16);
     if (probe) {
         ip.destination[0] = BE32(0xff020000);
@@ -98,7 +97,7 @@ static __always_inline int answer_nd(struct __sk_buff *skb, struct frame *f) {
     answer.nd.flags = (probe ? 0 : NA_SOLICITED) | NA_OVERRIDE;
     answer.option = 2; /* target link-layer address */
     answer.option_words = 1;
-    copy_mac(answer.mac, service_mac);
+    set_mac(answer.mac, SERVICE_MAC);
     u64 pseudo = (u64)bpf_csum_diff(0, 0, (void *)ip.source, 32, BE32(sizeof(answer)));
     pseudo += BE32(P_ICMP6);
     u64 rest = (u64)bpf_csum_diff(0, 0, (void *)&answer, sizeof(answer), 0);

@@ -38,7 +38,7 @@ static __always_inline int strip_tags(struct __sk_buff *skb, struct frame *f) {
 
 /* Makes the segment one for the gateway namespace, from the slot's address. 0 or -KERNEL_FAILED. */
 static __always_inline int stamp(struct __sk_buff *skb, struct frame *f, struct packet *p, u32 slot) {
-    struct macs macs = {.destination = SERVICE_MAC, .source = {0x02, 0, 0, 0, 0, 0x01}};
+    struct macs macs = {.destination = {SERVICE_MAC}, .source = {0x02, 0, 0, 0, 0, 0x01}};
     if (strip_tags(skb, f) || bpf_skb_store_bytes(skb, 0, &macs, sizeof(macs), 0))
         return -KERNEL_FAILED;
     /* A frame sent to a router's MAC must not look like one for another host once it is behind the link. */
@@ -73,10 +73,9 @@ static __always_inline int push_tags(struct __sk_buff *skb, struct flow *flow) {
 
 /* Makes the service's segment one for the guest. 0 or -KERNEL_FAILED. */
 static __always_inline int restore(struct __sk_buff *skb, struct packet *p, struct flow *flow, u8 hop_limit) {
-    const u8 service_mac[6] = SERVICE_MAC;
     struct macs macs;
     copy_mac(macs.destination, flow->guest_mac);
-    copy_mac(macs.source, flow->asked_mac[0] & 1 ? service_mac : flow->asked_mac);
+    copy_asked_mac(macs.source, flow->asked_mac);
     u32 field = p->family == 4 ? offsetof(struct ip4, destination) : offsetof(struct ip6, destination);
     int error = p->family == 4 ? replace4(skb, ETH_HLEN, field, p->destination[0], flow->guest[0])
                                : replace6(skb, ETH_HLEN, field, p->destination, flow->guest);
