@@ -123,7 +123,7 @@ class Agent:
         self._uid, self._gid = proxy_user(config)
         self._journal = Journal(time.time)
         self._gateway = gateway_of(config)
-        self._datapath = datapath_of(config)
+        self._datapath = datapath_of(config, route)
         self._store = Store(config.store, self._gid)
         self._policies: dict[UUID, Policy] = self._store.policies()
         self._default = default_policy(config)
@@ -193,7 +193,7 @@ class Agent:
 
     async def _pass(self, changed: bool) -> None:
         suspects, self._suspects = self._suspects, set()
-        if time.monotonic() >= self._audit_at or not gateways.is_namespace(self._gateway.path):
+        if time.monotonic() >= self._audit_at or not self._gateway_stands():
             self._audit_at = time.monotonic() + AUDIT_SECONDS
             await self._audit()
         elif changed:
@@ -202,6 +202,10 @@ class Agent:
             await self._enrolment.settle(list(self._enrolment.failures))
         if suspects:
             await self._enrolment.settle(suspects & self._enrolment.ports.keys(), again=True)
+
+    def _gateway_stands(self) -> bool:
+        link = self._links.table.get(self._gateway_ifindex)
+        return link is not None and link.up and gateways.is_namespace(self._gateway.path)
 
     async def _pause(self, stopping: asyncio.Task[Literal[True]]) -> None:
         woken = asyncio.ensure_future(self._woken.wait())
@@ -365,7 +369,7 @@ def teardown(config: Config) -> None:
 
 async def _teardown(config: Config) -> None:
     async with AsyncIPRoute() as route:
-        await datapath_of(config).teardown()
+        await datapath_of(config, route).teardown()
         await gateways.remove(route, gateway_of(config))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from shim.core.port import Port
 from shim.core.reconcile import closing
 from shim.datapath.base import Datapath
 from shim.enrolment import OWN_NETNS, Enrolment
-from shim.errors import KernelError, MetashimError, NotFoundError, StoreError
+from shim.errors import KernelError, MetashimError, NotFoundError
 from shim.identity.resolve import Resolution, Resolver
 from shim.journal import Journal
 from shim.metadata.store import Store
@@ -167,20 +168,22 @@ class AgentOperations:
 
     async def _change(self, instance: UUID, before: Policy, after: Policy, keep: Callable[[], None]) -> None:
         """Closes first, then keeps, then opens; if it cannot be kept, all is as before."""
+        own = instance in self._policies
         try:
             with self._store.transaction():
                 keep()
                 await self._enforce(instance, closing(before, after))
-        except MetashimError as error:
-            await self._restore(instance, before, error)
+        except MetashimError:
+            await self._restore(instance, before if own else None)
             raise
         await self._enforce(instance, after, opening=True)
 
-    async def _restore(self, instance: UUID, before: Policy, error: MetashimError) -> None:
-        if isinstance(error, StoreError):
-            await self._enforce(instance, before, opening=True)
-        else:
-            self._policies[instance] = before
+    async def _restore(self, instance: UUID, before: Policy | None) -> None:
+        """Puts back what was in force, None for the default; where the kernel will not, the agent goes on trying."""
+        with contextlib.suppress(KernelError):
+            await self._enforce(instance, before or self._default, opening=True)
+        if before is None:
+            self._policies.pop(instance, None)
 
     async def _enforce(self, instance: UUID, policy: Policy, *, opening: bool = False) -> None:
         """Puts a policy in force, kernel first when closing, workers first when opening, as each knows least then."""

@@ -167,8 +167,11 @@ class Workers:
         """One worker's connection; a second one of the same worker takes the first one's place."""
         pid = _peer_pid(writer)
         worker = next((w for w in self.all if w.pid == pid), None)
+        if worker is None:
+            writer.close()
+            return
         try:
-            if worker is None or not isinstance(feed.read_from_worker(await reader.readline()), feed.Hello):
+            if not isinstance(feed.read_from_worker(await reader.readline()), feed.Hello):
                 return
             if worker.writer is not None:
                 worker.writer.close()
@@ -177,10 +180,13 @@ class Workers:
             worker.known.set()
             while line := await reader.readline():
                 await self._hear(worker, feed.read_from_worker(line))
-        except (OSError, ValueError) as error:
+        except OSError as error:
             log.warning("the feed of a worker broke: %s", type(error).__name__)
+        except ValueError as error:  # nothing of ours speaks so
+            log.error("a worker says what makes no sense (%s): ending it", type(error).__name__)
+            _kill(pid, signal.SIGKILL)
         finally:
-            if worker is not None and worker.writer is writer:
+            if worker.writer is writer:
                 worker.writer = None
                 async with worker.progress:
                     worker.progress.notify_all()

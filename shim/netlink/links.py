@@ -26,6 +26,7 @@ _TCM_IFINDEX = struct.Struct("=4xi")
 _NAME, _ALIAS, _EXT_MASK = 3, 20, 29
 _SKIP_STATS = 8
 _AF_BRIDGE = 7
+_IFF_UP = 1
 _RECEIVE_BYTES = 1 << 16
 
 
@@ -36,6 +37,7 @@ class Link:
     ifindex: int
     name: str
     alias: str | None
+    up: bool = True
 
 
 ALL = 0
@@ -91,10 +93,11 @@ class Links:
 
 
 def _link(body: bytes) -> Link:
-    _, _, ifindex, _, _ = _IFINFO.unpack_from(body)
+    _, _, ifindex, flags, _ = _IFINFO.unpack_from(body)
     found = rtnl.attributes(body[_IFINFO.size :])
     alias = found.get(_ALIAS)
-    return Link(ifindex, rtnl.text(found.get(_NAME, b"")), rtnl.text(alias) if alias is not None else None)
+    name, up = rtnl.text(found.get(_NAME, b"")), bool(flags & _IFF_UP)
+    return Link(ifindex, name, rtnl.text(alias) if alias is not None else None, up)
 
 
 def dump() -> dict[int, Link]:
