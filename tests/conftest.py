@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import getpass
 import os
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lab import Lab
 
 KERNEL_TIERS = {"bpf", "netns", "clients"}
+RUN_NETNS, BPFFS = Path("/run/netns"), Path("/sys/fs/bpf")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -28,3 +35,40 @@ def lab() -> Iterator[Lab]:
     """A hypervisor's network of the test's own, removed with all that is in it."""
     with Lab() as lab:
         yield lab
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mounts() -> Iterator[None]:
+    """What is mounted here for the first time since boot is unmounted again, unless others use it by now."""
+    found = _mounted()
+    yield
+    made = _mounted() - found
+    if BPFFS in made and not any(path for path in BPFFS.iterdir() if path.suffix != ".debug"):  # the kernel's own
+        subprocess.run(["umount", BPFFS], check=False)
+    if RUN_NETNS in made:
+        _restore_netns()
+
+
+def _mounted() -> set[Path]:
+    """Which of the two are mounts: field 5 of proc_pid_mountinfo(5)."""
+    points = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    return {path for path in (RUN_NETNS, BPFFS) if str(path) in points}
+
+
+def _restore_netns() -> None:
+    lock = os.open(RUN_NETNS, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as iproute2 does
+        if any(RUN_NETNS.iterdir()):
+            return
+        subprocess.run(["umount", "--lazy", RUN_NETNS], check=False)
+    finally:
+        os.close(lock)
+    with contextlib.suppress(OSError):
+        RUN_NETNS.rmdir()
+
+
+def pytest_unconfigure() -> None:
+    """pytest removes what is in its folder when all went well, but not the folder."""
+    with contextlib.suppress(OSError):
+        Path(tempfile.gettempdir(), f"pytest-of-{getpass.getuser()}").rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_makes_no_mount_namespace():
 
 
 def test_is_well_formed(tmp_path):
-    if subprocess.run(["systemd-analyze", "--version"], capture_output=True, check=False).returncode:
+    if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze here")
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace(values("ExecStart")[0], "/bin/true"))

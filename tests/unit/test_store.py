@@ -299,7 +299,15 @@ from shim.metadata.reader import Reader
 from shim.metadata.store import Store
 """
 
-READ = PREAMBLE + """
+# After the imports, as in the proxy: who it becomes may not be able to read this checkout.
+BECOME = f"""
+import os
+os.setgroups([])
+os.setresgid({GROUP}, {GROUP}, {GROUP})
+os.setresuid({{user}}, {{user}}, {{user}})
+"""
+
+READ = """
 reader = Reader(Path(sys.argv[1]))
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
@@ -314,7 +322,7 @@ for line in sys.stdin:
     print(json.dumps(answer), flush=True)
 """
 
-WRITE = PREAMBLE + """
+WRITE = """
 store = Store(Path(sys.argv[1]), gid=int(sys.argv[2]))
 instance = UUID(sys.argv[3])
 first = True
@@ -329,13 +337,13 @@ sys.stdin.readline()
 
 
 class Child:
-    """A Python process that is asked by lines and answers in JSON lines."""
+    """A Python process that is asked by lines and answers in JSON lines, when it has become `user`."""
 
     def __init__(self, script: str, *arguments: object, user: int = 0) -> None:
+        become = BECOME.format(user=user) if user else ""
         self._process = subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
+            [sys.executable, "-c", PREAMBLE + become + script, *map(str, arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",
-            **({"user": user, "group": GROUP, "extra_groups": []} if user else {}),
         )  # fmt: skip
 
     def hear(self) -> object:
