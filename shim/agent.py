@@ -216,8 +216,7 @@ class Agent:
         """Makes all of it again that somebody may have touched."""
         self._gateway_ifindex, fresh = await gateways.ensure(self._route, self._gateway)
         await self._datapath.open(self._gateway_ifindex)
-        for guarded in self._enrolment.ports:
-            self._datapath.detached(guarded)
+        await self._datapath.recheck()
         await self._enrolment.settle(again=True)
         if fresh:
             log.error("somebody removed the namespace %s: it is made anew", self._gateway.name)

@@ -10,6 +10,8 @@ import socket
 import subprocess
 from pathlib import Path
 
+from pyroute2 import AsyncIPRoute
+
 from shim.config import SLOTS_V4, SLOTS_V6, Config
 from shim.core.policy import Access, Policy
 from shim.datapath import abi
@@ -32,7 +34,7 @@ def gateway_of(config: Config) -> gateways.Gateway:
     return gateways.Gateway(config.host.name, config.datapath.service_addresses, str(SLOTS_V4), str(SLOTS_V6))
 
 
-def datapath_of(config: Config) -> Ebpf:
+def datapath_of(config: Config, route: AsyncIPRoute) -> Ebpf:
     """The datapath that a configuration asks for."""
     path = config.datapath
     settings = abi.pack_settings(
@@ -43,7 +45,7 @@ def datapath_of(config: Config) -> Ebpf:
         event_rate=path.event_rate,
         flows_per_port=path.flows_per_port,
     )
-    return Ebpf(Filters(), config.pins, settings, path.max_ports, path.flows_per_port)
+    return Ebpf(Filters(route), config.pins, settings, path.max_ports, path.flows_per_port)
 
 
 def default_policy(config: Config) -> Policy:

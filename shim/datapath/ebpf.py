@@ -156,6 +156,12 @@ class Ebpf:
         """Somebody may have removed our filter from a link: the next `ensure` attaches it again."""
         self._attached.pop(ifindex, None)
 
+    async def recheck(self) -> None:
+        """Looks which taps still have our filter: the next `ensure` of the others attaches it again."""
+        there = await self._filters.slots(self._filter)
+        for ifindex in [i for i, (slot, _) in self._attached.items() if there.get(i) != slot]:
+            self.detached(ifindex)
+
     async def prune(self) -> None:
         """Removes the pins of other shapes and sources, once no filter of theirs is left."""
         current = {f"{name}-{source_hash()}" for name in compile.PROGRAMS} | {s.name for s in self._shapes}

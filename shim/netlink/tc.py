@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from shim.errors import KernelError
@@ -18,8 +20,6 @@ PRIORITY = 7
 HANDLE = 1
 INGRESS = 0xFFFFFFF2
 EGRESS = 0xFFFFFFF3
-CLSACT_PARENT = 0xFFFFFFF1
-CLSACT_HANDLE = 0xFFFF0000
 HOLDERS = ("clsact", "ingress")
 """Kinds of queueing disciplines that our filters lie in: another user may have made the older one before us."""
 GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL)
@@ -31,9 +31,7 @@ TRIES = 5
 _TCMSG = struct.Struct("=BxxxiIII")
 _IFINDEX = struct.Struct("=4xi")
 _KIND, _OPTIONS = 1, 2
-_CLASSID, _FD, _NAME, _FLAGS = 3, 6, 7, 8
-_DIRECT_ACTION = 1
-_ALL_PROTOCOLS = 0x0300 if struct.pack("=H", 1) == b"\1\0" else 0x0003  # htons(ETH_P_ALL)
+_CLASSID, _NAME = 3, 7
 
 
 @contextmanager
@@ -47,42 +45,38 @@ def kernel_errors(doing: str) -> Iterator[None]:
         raise KernelError(f"{doing}: {error.strerror or error}", errno=error.errno or 0) from error
 
 
-def _clsact(ifindex: int) -> bytes:
-    return _TCMSG.pack(0, ifindex, CLSACT_HANDLE, CLSACT_PARENT, 0) + rtnl.attribute(_KIND, b"clsact\0")
-
-
-def _place(ifindex: int) -> bytes:
-    """The place of our filter on a link."""
-    return _TCMSG.pack(0, ifindex, HANDLE, INGRESS, PRIORITY << 16 | _ALL_PROTOCOLS) + rtnl.attribute(_KIND, b"bpf\0")
-
-
-def _u32(kind: int, value: int) -> bytes:
-    return rtnl.attribute(kind, struct.pack("=I", value))
+@contextmanager
+def _unless(*codes: int) -> Iterator[None]:
+    """Lets these errors of the kernel's pass."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in codes:
+            raise
 
 
 class Filters:
-    """The filters of the links of one namespace: that of the thread which first asks."""
+    """The filters of one namespace's links. Changes go through pyroute2; what is there is read by rtnl.py, since
+    an agent that looks at ten thousand taps would spend seconds on it otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, route: AsyncIPRoute) -> None:
+        self._route = route
         self._rtnl = rtnl.Rtnl()
 
     async def attach(self, ifindex: int, program: int, name: str, classid: int) -> None:
         """Puts a program on the link's ingress, or in place of the one of ours that is there, in one step."""
-        options = (
-            _u32(_CLASSID, classid)
-            + _u32(_FD, program)
-            + rtnl.attribute(_NAME, name.encode() + b"\0")
-            + _u32(_FLAGS, _DIRECT_ACTION)
-        )
+        place = {"index": ifindex, "handle": HANDLE, "prio": PRIORITY, "parent": INGRESS}
+        filled = place | {"fd": program, "name": name, "classid": classid, "direct_action": True}
         with kernel_errors(f"cannot attach {name} to interface {ifindex}"):
-            with suppress(FileExistsError):
-                self._rtnl.request(rtnl.NEWQDISC, rtnl.CREATE | rtnl.EXCLUSIVE, _clsact(ifindex))
-            filled = _place(ifindex) + rtnl.attribute(_OPTIONS, options)
+            with _unless(errno.EEXIST):
+                await self._route.tc("add", "clsact", ifindex)
             try:
-                self._rtnl.request(rtnl.NEWTFILTER, rtnl.CREATE | rtnl.EXCLUSIVE, filled)
-            except FileExistsError:
+                await self._route.tc("add-filter", "bpf", **filled)
+            except NetlinkError as error:
+                if error.code != errno.EEXIST:
+                    raise
                 await self._must_be_ours(ifindex, name)
-                self._rtnl.request(rtnl.NEWTFILTER, rtnl.CREATE, filled)
+                await self._route.tc("replace-filter", "bpf", **filled)
 
     async def _must_be_ours(self, ifindex: int, name: str) -> None:
         if await self.slot_of(ifindex, name) is None:
@@ -120,21 +114,22 @@ class Filters:
             bodies = self._dump(rtnl.GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0))
         kinds = [(_IFINDEX.unpack_from(body)[0], rtnl.attributes(body[_TCMSG.size :])) for body in bodies]
         indexes = [ifindex for ifindex, found in kinds if rtnl.text(found.get(_KIND, b"")) in HOLDERS]
-        slots = {ifindex: await self.slot_of(ifindex, name) for ifindex in indexes}
-        return {ifindex: slot for ifindex, slot in slots.items() if slot is not None}
+        slots = {}
+        for ifindex in indexes:
+            slot = await self.slot_of(ifindex, name)
+            if slot is not None:
+                slots[ifindex] = slot
+            await asyncio.sleep(0)  # others have their turn: there may be ten thousand
+        return slots
 
     async def detach(self, ifindex: int, name: str) -> None:
         """Takes our filter off the link, and the clsact with it unless somebody else uses it."""
         if await self.slot_of(ifindex, name) is None:
             return
-        try:
-            self._rtnl.request(rtnl.DELTFILTER, 0, _place(ifindex))
+        with kernel_errors(f"cannot detach from interface {ifindex}"), _unless(*GONE):
+            await self._route.tc("del-filter", "bpf", ifindex, handle=HANDLE, prio=PRIORITY, parent=INGRESS)
             if not self._in_use(ifindex):
-                self._rtnl.request(rtnl.DELQDISC, 0, _clsact(ifindex))
-        except OSError as error:
-            if error.errno not in GONE:
-                doing = f"cannot detach from interface {ifindex}"
-                raise KernelError(f"{doing}: {error.strerror or error}", errno=error.errno or 0) from error
+                await self._route.tc("del", "clsact", ifindex)
 
     def _in_use(self, ifindex: int) -> bool:
         return any(_KIND in found for parent in (INGRESS, EGRESS) for found in self._filters(ifindex, parent))

@@ -66,7 +66,7 @@ class Hypervisor:
 
     def datapath(self) -> Ebpf:
         """The datapath as an agent has it that starts: opened, nothing looked at yet."""
-        made = Ebpf(Filters(), self.pins, SETTINGS, MAX_PORTS, FLOWS)
+        made = Ebpf(Filters(self.route), self.pins, SETTINGS, MAX_PORTS, FLOWS)
         self.run(made.open(self.link))
         return made
 
