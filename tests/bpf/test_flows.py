@@ -66,6 +66,10 @@ class TestWhose:
         for frame in clashing:
             assert kernel.from_instance(frame).counted == {Verdict.FLOW_CLASH: 1}
 
+    def test_a_tag_of_zeros_is_a_tag(self, kernel):
+        kernel.from_instance(segment(4))
+        assert kernel.from_instance(segment(4, tags=[Dot1Q(vlan=0)])).counted == {Verdict.FLOW_CLASH: 1}
+
     def test_a_router_may_change_its_mac(self, kernel):
         kernel.from_instance(segment(4, dst=ROUTER_MAC))
         assert kernel.from_instance(segment(4, "A", dst=SERVICE_MAC)).action == REDIRECT
