@@ -40,6 +40,7 @@ LOAD_SECONDS = 2.0
 FINISH_SECONDS = 5.0
 DESCRIPTORS_BESIDE_CONNECTIONS = 64
 
+OPEN = Access.OPEN  # reaching it by its class takes 0.1 µs (Python 3.11), and every request asks
 DISABLED = Response(403, ((b"content-type", b"text/plain"),), b"", close=True)
 """What a guest gets whose metadata was switched off by `--how 403`: as EC2 says it."""
 
@@ -61,7 +62,7 @@ class Worker:
 
     def _handle(self, caller: Caller, request: Request) -> Response:
         entry = self.table.entry(caller)
-        if entry is None or entry.policy.access(caller.family) is not Access.OPEN:
+        if entry is None or entry.policy.access(caller.family) is not OPEN:
             return DISABLED
         return self._backend(caller, request)
 

@@ -15,6 +15,8 @@ class Family(enum.Enum):
     V6 = "6"
 
 
+_V4 = Family.V4  # reaching it by its class takes 0.1 µs (Python 3.11), and every request asks
+
 class Access(enum.Enum):
     """What happens to an instance's metadata requests over one address family.
 
@@ -42,7 +44,7 @@ class Policy:
 
     def access(self, family: Family) -> Access:
         """The access over one family."""
-        return self.v4 if family is Family.V4 else self.v6
+        return self.v4 if family is _V4 else self.v6
 
     def with_access(self, access: Access, families: frozenset[Family]) -> Policy:
         """This policy with `access` over each of `families`."""

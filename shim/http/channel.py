@@ -50,6 +50,11 @@ class State(Enum):
     GONE = "closed"
 
 
+# Reaching an enum's member by its class takes 0.1 µs (Python 3.11), and a request goes by here ten times.
+_READING = State.READING
+_IDLE = Phase.IDLE
+
+
 class Channel(asyncio.Protocol, Generic[C]):
     """See above. `caller` and `key` are set by the server's welcome, before a byte is read."""
 
@@ -88,7 +93,7 @@ class Channel(asyncio.Protocol, Generic[C]):
         self._server.welcome(self, self._transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._state is State.READING:
+        if self._state is _READING:
             self._parser.feed(data)
             self._go_on()
         elif self._state is State.ANSWERING:
@@ -147,14 +152,14 @@ class Channel(asyncio.Protocol, Generic[C]):
     # From bytes to an answer.
 
     def _go_on(self) -> None:
-        self._state = State.READING
+        self._state = _READING
         for _ in range(TURN):
             event = self._parser.next_event()
             if event is None:
                 self._await_more()
                 return
             self._meet(event)
-            if self._state is not State.READING:
+            if self._state is not _READING:
                 return
         self._transport.pause_reading()
         self._yield_turn()
@@ -171,7 +176,7 @@ class Channel(asyncio.Protocol, Generic[C]):
 
     def _await_more(self) -> None:
         phase = self._parser.phase
-        if self._server.draining and phase is Phase.IDLE:
+        if self._server.draining and phase is _IDLE:
             self._close()
             return
         if phase is not self._phase:
@@ -236,7 +241,7 @@ class Channel(asyncio.Protocol, Generic[C]):
             self._state = State.BLOCKED
             self.deadline = self._server.clock() + self._server.limits.drain_seconds
         else:
-            self._state = State.READING
+            self._state = _READING
 
     # Ways to end.
 

@@ -57,6 +57,9 @@ class Phase(Enum):
     __hash__ = object.__hash__  # Enum's own runs Python code, and this is a key once a request
 
 
+_IDLE = Phase.IDLE  # reaching it by its class takes 0.1 µs (Python 3.11)
+
+
 class Heads:
     """Reads heads, and remembers the well-formed small ones by their exact bytes. One for all connections."""
 
@@ -102,7 +105,7 @@ class Connection:
             return Phase.OVER
         if self._head is not None:
             return Phase.BODY
-        return Phase.HEAD if self._buffer else Phase.IDLE
+        return Phase.HEAD if self._buffer else _IDLE
 
     @property
     def buffered(self) -> int:
@@ -142,7 +145,7 @@ class Connection:
 
     def _take_head(self) -> tuple[Head, Received] | None:
         end = self._buffer.find(END, self._scanned) + len(END)
-        raw = bytes(self._buffer[:end])
+        raw = bytes(self._buffer) if end == len(self._buffer) else bytes(self._buffer[:end])
         found = self._heads.recall(raw)
         if found is None:
             self._skip_blank_line()
