@@ -73,4 +73,7 @@ def run(folder: Path, pins: Path, python: str) -> None:
 
 
 if __name__ == "__main__":
-    load(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        load(Path(sys.argv[1]), Path(sys.argv[2]))
+    except Exception as error:  # noqa: BLE001 (bcc raises no other; a traceback would hide what the verifier said)
+        sys.exit(str(error))
