@@ -16,6 +16,7 @@ setup: ## install what is missing: Debian packages, and a virtual environment in
 	@./setup.sh
 
 demo: ## two guests with one address, each with its own metadata; shuts one off (DATAPATH=ebpf)
+	@if [ "$$(id -u)" != 0 ]; then echo "make demo: run it as root: it makes network namespaces" >&2; exit 1; fi
 	@./setup.sh curl
 	@$(PYTHON) -m demo.run --datapath $(DATAPATH)
 

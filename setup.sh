@@ -43,8 +43,8 @@ disable_services() {
 }
 
 install_packages() {
+    [ "$(id -u)" = 0 ] || fail "not root, and packages are missing: run this as root once, or: apt-get install $*"
     say "installing Debian packages: $*"
-    [ "$(id -u)" = 0 ] || fail "not root: run this as root once, or install them: apt-get install $*"
     local apt=(apt-get -qq -o DPkg::Lock::Timeout=120)
     export DEBIAN_FRONTEND=noninteractive
     "${apt[@]}" update || say "apt-get update failed (no network?); trying with the lists that are here"
