@@ -21,7 +21,7 @@ demo: ## two guests with one address, each with its own metadata; shuts one off 
 	@$(PYTHON) -m demo.run --datapath $(DATAPATH)
 
 test: ## every test tier (TESTS=tests/unit for some of them)
-	@./setup.sh curl
+	@./setup.sh curl wget busybox
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root: the kernel tiers will be skipped" >&2; fi
 	@$(PYTHON) -m pytest $(TESTS)
 

@@ -30,6 +30,7 @@ run_dir = "{folder}/run"
 state_dir = "{folder}/state"
 
 [datapath]
+max_ports = 16384
 connection_rate = 1000000
 connection_burst = 1000000
 event_rate = 1000

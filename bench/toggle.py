@@ -24,6 +24,7 @@ from scapy.layers.l2 import Ether
 
 from bench.figures import Figure, Limit, middle_and_tail
 from bench.site import MAC, ROOT, Site, instance_of
+from shim.config import Datapath
 from shim.core.policy import Access, Policy
 from shim.core.port import Port
 from shim.core.verdict import Verdict
@@ -97,7 +98,7 @@ class Operator:
 def measure(here: Site, guest: VethGuest, ports: int) -> list[Figure]:
     """The figures at so many ports; the guest is number 0, and its kernel silent."""
     operator = Operator(here, instance_of(0))
-    tail = Tail(bpf.Map.open(here.pins / "events", _shape("events")))
+    tail = Tail(bpf.Map.open(here.pins / "events", _shape(here.config.datapath, "events")))
     by_hand = _by_hand(here)
 
     def disable() -> int:
@@ -116,14 +117,13 @@ def measure(here: Site, guest: VethGuest, ports: int) -> list[Figure]:
     return middle_and_tail(name, ours, "ms", theirs, "map by hand", LIMIT)
 
 
-def _shape(name: str) -> abi.MapShape:
-    defaults = 16384, 512  # the site leaves max_ports and flows_per_port as they are
-    return next(shape for shape in abi.maps(*defaults) if shape.name == name)
+def _shape(path: Datapath, name: str) -> abi.MapShape:
+    return next(shape for shape in abi.maps(path.max_ports, path.flows_per_port) if shape.name == name)
 
 
 def _by_hand(here: Site) -> tuple[Callable[[], int], Callable[[], None]]:
     """What the agent does in the end: one write of the port's record."""
-    ports = bpf.Map.open(here.pins / "ports", _shape("ports"))
+    ports = bpf.Map.open(here.pins / "ports", _shape(here.config.datapath, "ports"))
     view = next(port for port in here.client.ports() if port.instance == instance_of(0))
     assert view.slot is not None
     key = struct.pack("=I", view.slot)

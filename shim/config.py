@@ -116,8 +116,13 @@ class Datapath(_Section, frozen=True):
         Meta(min_length=1, max_length=4, description="TCP ports of the service; at most 4."),
     ] = (80,)
     max_ports: Annotated[
-        int, Meta(ge=1, le=1048576, description="The most taps enrolled at a time.")
-    ] = 16384
+        int,
+        Meta(
+            ge=1,
+            le=65535,  # a filter's class id reaches the program as 16 bits
+            description="The most taps enrolled at a time, those that went in the last minute among them.",
+        ),
+    ] = 4096
     connection_rate: Annotated[
         int, Meta(ge=1, le=1000000, description="New TCP connections a second that one port may open.")
     ] = 50
@@ -125,8 +130,13 @@ class Datapath(_Section, frozen=True):
         int, Meta(ge=1, le=1000000, description="New TCP connections that one port may open at once.")
     ] = 200
     flows_per_port: Annotated[
-        int, Meta(ge=1, le=32768, description="TCP connections that one port may hold open.")
-    ] = 512
+        int,
+        Meta(
+            ge=1,
+            le=32768,
+            description="TCP connections that one port may hold open; costs the kernel 32 bytes times `max_ports`.",
+        ),
+    ] = 128
     event_rate: Annotated[
         int, Meta(ge=0, le=10000, description="Refusals a second and port that become events; 0: none.")
     ] = 10

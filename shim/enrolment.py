@@ -55,6 +55,7 @@ class Enrolment:
         self._changed = changed
         self._clock = clock
         self._of_slot: dict[int, Port] = {}
+        self._unserved: set[int] = set()  # slots taken in this run for taps of nobody: they need no rest
         self._taps_of: dict[UUID, set[int]] = {}
         self._busy = asyncio.Lock()
 
@@ -166,6 +167,8 @@ class Enrolment:
             return  # the tap went meanwhile, and the kernel's side with it
         self._hold(port)
         if moved_in:
+            if port.instance is None:
+                self._unserved.add(port.slot)
             log.info("%s (interface %d): slot %d, instance %s", port.tap, port.ifindex, port.slot, port.instance)
         else:
             self._changed(port, True)
@@ -188,7 +191,8 @@ class Enrolment:
     async def _remove(self, port: Port) -> None:
         self._changed(port, False)
         await self._datapath.remove(port)
-        self._slots.give_back(port.slot, self._clock())
+        self._slots.give_back(port.slot, self._clock(), served=port.slot not in self._unserved)
+        self._unserved.discard(port.slot)
         if self.ports.get(port.ifindex) == port:
             self._release(port)
             log.info("%s (interface %d): gone from slot %d", port.tap, port.ifindex, port.slot)

@@ -63,11 +63,15 @@ class Slots:
         self.generations[slot] = self.generations.get(slot, 0) + 1
         return slot, self.generations[slot]
 
-    def give_back(self, slot: int, now: float) -> None:
-        """Ends a slot's use; it rests for SLOT_QUARANTINE seconds."""
-        if slot in self._taken:
-            self._taken.remove(slot)
+    def give_back(self, slot: int, now: float, *, served: bool = True) -> None:
+        """Ends a slot's use; it rests for SLOT_QUARANTINE seconds, unless nobody was ever `served` on it."""
+        if slot not in self._taken:
+            return
+        self._taken.remove(slot)
+        if served:
             self._resting.append((now + SLOT_QUARANTINE, slot))
+        else:
+            self._resting.appendleft((now, slot))
 
     @property
     def taken(self) -> int:

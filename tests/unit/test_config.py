@@ -75,7 +75,7 @@ BAD = [
     ("datapath.service_ports", "[1, 2, 3, 4, 5]"),
     ("datapath.service_ports", "[]"),
     ("datapath.max_ports", "0"),
-    ("datapath.max_ports", "1048577"),
+    ("datapath.max_ports", "65536"),
     ("datapath.connection_rate", "0"),
     ("datapath.connection_burst", "true"),
     ("datapath.flows_per_port", "1.5"),
@@ -174,7 +174,7 @@ def test_settings_describe_every_field_once() -> None:
     assert len({s.name for s in found}) == len(found) == 26
     assert all(s.sentence.endswith(".") and s.type and s.default for s in found)
     ports = next(s for s in found if s.name == "datapath.max_ports")
-    assert (ports.type, ports.default) == ("number 1 to 1048576", "16384")
+    assert (ports.type, ports.default) == ("number 1 to 65535", "4096")
 
 
 def test_every_documented_default_reads_back_as_the_default() -> None:

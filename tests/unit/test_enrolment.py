@@ -177,6 +177,31 @@ async def test_a_tap_that_changes_hands_when_no_slot_is_left_serves_nobody(_: Ho
 
 
 @story
+async def test_a_slot_that_nobody_was_served_on_needs_no_rest(_: Host) -> None:
+    host = Host(slots=2)
+    host.link(1)
+    await host.enrolment.settle()
+    host.link(1, ONE)
+    await host.enrolment.settle()
+    host.link(2, TWO)
+    await host.enrolment.settle()
+    assert host.owners == {1: ONE, 2: TWO}
+
+
+@story
+async def test_a_slot_that_was_silenced_rests_like_any_other(_: Host) -> None:
+    host = Host(slots=1)
+    host.link(1, ONE)
+    await host.enrolment.settle()
+    host.link(1, TWO)
+    await host.enrolment.settle()
+    host.links.pop(1)
+    host.link(2, TWO)
+    await host.enrolment.settle()
+    assert host.owners == {}
+
+
+@story
 async def test_an_agent_that_starts_goes_on_where_the_last_one_ended(before: Host) -> None:
     for ifindex, instance in ((1, ONE), (2, TWO), (3, None)):
         before.link(ifindex, instance)
