@@ -7,6 +7,7 @@ programs' pins carry a hash of their source, so an agent that starts again compi
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -158,9 +159,10 @@ class Ebpf:
 
     async def recheck(self) -> None:
         """Looks which taps still have our filter: the next `ensure` of the others attaches it again."""
-        there = await self._filters.slots(self._filter)
-        for ifindex in [i for i, (slot, _) in self._attached.items() if there.get(i) != slot]:
-            self.detached(ifindex)
+        for ifindex, (slot, _) in list(self._attached.items()):
+            if await self._filters.slot_of(ifindex, self._filter) != slot:
+                self.detached(ifindex)
+            await asyncio.sleep(0)  # operators have their turn: there may be ten thousand
 
     async def prune(self) -> None:
         """Removes the pins of other shapes and sources, once no filter of theirs is left."""

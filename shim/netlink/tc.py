@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import struct
 from collections.abc import Iterator
@@ -119,7 +118,6 @@ class Filters:
             slot = await self.slot_of(ifindex, name)
             if slot is not None:
                 slots[ifindex] = slot
-            await asyncio.sleep(0)  # others have their turn: there may be ten thousand
         return slots
 
     async def detach(self, ifindex: int, name: str) -> None:
