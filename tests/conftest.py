@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import getpass
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ from tests.lab import Lab
 
 KERNEL_TIERS = {"bpf", "netns", "clients"}
 RUN_NETNS, BPFFS = Path("/run/netns"), Path("/sys/fs/bpf")
+
+
+def pytest_configure() -> None:
+    """A runner in the background may ignore SIGINT, and what it starts would inherit that: the tests send some."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -185,7 +185,7 @@ class TestStarting:
         wait_until(lambda: site.verb("status", check=False).returncode == 0, "the agent")
         site.await_workers()
         assert outcome(guest) == "refused"
-        assert [path.name for path in (BPFFS / site.name).iterdir()] == ["v1-100-512"]
+        assert [path.name for path in (BPFFS / site.name).iterdir()] == ["v1-100-128"]
         site.enable(A)
         await_outcome(guest, str(A))
         site.configure(PLENTY)
