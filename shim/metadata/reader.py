@@ -7,7 +7,8 @@ test (tests/unit/test_store.py):
 - It was killed with a log not yet in the main file: SQLite sees that nobody holds -shm, which it may not
   repair, and reads the log with an index of its own in memory.
 - It was killed in the middle of an update of -shm: our own connection keeps the torn index in use. So a
-  failed read closes the connection and tries once more.
+  failed read closes the connection and tries once more. Where a second worker still has the torn index open,
+  that fails too: then there is an error (guests get a 503) until the agent opens the store again.
 - It went in good order: the log was moved into the main file and -wal removed, and SQLite, which could not
   make them anew, refuses to open. Without a log and a writer the main file alone is the database, and
   does not change: it is read as `immutable`, in a connection for that one read, and the answer counts

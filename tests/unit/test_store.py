@@ -471,11 +471,10 @@ class TestUnprivilegedReader:
             for _ in range(20):
                 reader.ask(A)
             writer.kill()
-            answers = [reader.ask(A), hall.reader().ask(A)]
-            assert answers[0] == answers[1]
-            assert isinstance(answers[0], list), answers
-            assert answers[0][0] > revision
-            revision = answers[0][0]
+            answer = reader.ask(A)
+            assert isinstance(answer, list), answer
+            assert answer[0] > revision
+            revision = answer[0]
 
     def test_a_torn_index_is_left_alone(self, hall: Hall) -> None:
         writer = hall.writer(A, 3)
