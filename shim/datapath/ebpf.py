@@ -14,7 +14,6 @@ import os
 import shutil
 import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -191,10 +190,6 @@ class Ebpf:
         for program in self._programs.values():
             os.close(program)
         self._maps, self._programs = {}, {}
-
-    def plan(self) -> Iterator[str]:
-        """The source of both programs, as it is compiled."""
-        yield compile.source(RULES)
 
 
 def _open_map(path: Path, shape: abi.MapShape) -> bpf.Map:
