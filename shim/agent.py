@@ -292,9 +292,7 @@ class Agent:
         self._journal.note("proxy", text)
 
     def _watch_events(self) -> None:
-        ring = self._datapath.ring
-        assert ring is not None
-        asyncio.get_running_loop().add_reader(ring.fd, self._note_events)
+        asyncio.get_running_loop().add_reader(self._datapath.fd, self._note_events)
 
     def _note_events(self) -> None:
         for event in self._datapath.events():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
 from shim.core.port import Port
+from shim.core.table import Element, Piece
 from shim.core.verdict import Event, Verdict
 
 
@@ -37,6 +39,43 @@ class Filters(Protocol):
         """Takes the filter off, if it is there."""
 
 
+class Tables(Protocol):
+    """One nftables table. Raises KernelError, also when nft(8) is not there."""
+
+    def load(self, text: str) -> None:
+        """Hands a ruleset to `nft -f -`, as one transaction."""
+
+    def change(self, remove: Iterable[Piece], add: Iterable[Piece]) -> None:
+        """One transaction, whose time does not depend on how much the table holds otherwise."""
+
+    def elements(self, name: str) -> list[Element] | None:
+        """All elements of a set or map; None when there is none of that name, or no table."""
+
+    def hooks(self) -> dict[str, str]:
+        """Base chain → the device that it is on; a chain whose device has gone may be missing or not."""
+
+    def packets(self, name: str, key: bytes) -> int | None:
+        """What the counter of a set's element says; None when there is no such element."""
+
+    def delete(self) -> None:
+        """Removes the table, if it is there."""
+
+
+class Logs(Protocol):
+    """What the rules log to one nflog group."""
+
+    fd: int
+
+    def open(self) -> None:
+        """Begins to listen. Raises KernelError when somebody else does."""
+
+    def read(self) -> list[tuple[str, int, bytes]]:
+        """(prefix, mark, packet from its network header) of what came since the last call. Never waits."""
+
+    def close(self) -> None:
+        """Ends it."""
+
+
 class Datapath(Protocol):
     """Takes service traffic off taps, by each port's policy. Everything it makes outlives the process.
 
@@ -44,6 +83,10 @@ class Datapath(Protocol):
     """
 
     name: str
+
+    @property
+    def fd(self) -> int:
+        """Readable when `events` has something; -1 while the datapath is not open, or has no such thing."""
 
     async def open(self, gateway_ifindex: int) -> None:
         """Makes or takes over the kernel's side; `gateway_ifindex` is the host's end of the gateway link."""
@@ -63,5 +106,20 @@ class Datapath(Protocol):
     def events(self) -> list[Event]:
         """The refusals that were reported since the last call. Never waits."""
 
+    def detached(self, ifindex: int) -> None:
+        """The device went, or somebody took what guards it off: nothing is sent there until the next `ensure`."""
+
+    async def recheck(self) -> None:
+        """Looks whether all is still as it was made: the next `ensure` makes again what is not."""
+
+    async def prune(self) -> None:
+        """Removes what older versions and other settings left, once every tap is guarded by this one."""
+
+    def left(self) -> bool:
+        """Whether a run of this datapath left anything in the kernel."""
+
     async def teardown(self) -> None:
         """Removes everything that any run of this datapath made."""
+
+    def close(self) -> None:
+        """Lets go of every descriptor. What is in the kernel stays."""

@@ -48,7 +48,11 @@ class Ebpf:
         self._programs: dict[str, int] = {}
         self._attached: dict[int, tuple[int, int]] = {}
         self._gateway = 0
-        self.ring: bpf.Ring | None = None
+        self._ring: bpf.Ring | None = None
+
+    @property
+    def fd(self) -> int:
+        return self._ring.fd if self._ring else -1
 
     async def open(self, gateway_ifindex: int) -> None:
         self._gateway = gateway_ifindex
@@ -60,7 +64,7 @@ class Ebpf:
             self._maps[shape.name] = _open_map(self._folder / shape.name, shape)
         self._maps["settings"].update(_key(0), self._settings)
         self._programs = _open_programs(self._folder)
-        self.ring = bpf.Ring(self._maps["events"])
+        self._ring = bpf.Ring(self._maps["events"])
         await self._attach_reply()
 
     async def _attach_reply(self) -> None:
@@ -150,21 +154,19 @@ class Ebpf:
         return abi.read_counters(raw) if raw else {}
 
     def events(self) -> list[Event]:
-        return [abi.read_event(raw) for raw in self.ring.read()] if self.ring else []
+        return [abi.read_event(raw) for raw in self._ring.read()] if self._ring else []
 
     def detached(self, ifindex: int) -> None:
-        """Somebody may have removed our filter from a link: the next `ensure` attaches it again."""
         self._attached.pop(ifindex, None)
 
     async def recheck(self) -> None:
-        """Looks which taps still have our filter: the next `ensure` of the others attaches it again."""
         for ifindex, (slot, _) in list(self._attached.items()):
             if await self._filters.slot_of(ifindex, self._filter) != slot:
                 self.detached(ifindex)
             await asyncio.sleep(0)  # operators have their turn: there may be ten thousand
 
     async def prune(self) -> None:
-        """Removes the pins of other shapes and sources, once no filter of theirs is left."""
+        """Pins of other shapes and sources."""
         current = {f"{name}-{source_hash()}" for name in compile.PROGRAMS} | {s.name for s in self._shapes}
         for folder in self._root.iterdir():
             if folder != self._folder:
@@ -172,6 +174,9 @@ class Ebpf:
         for pin in self._folder.iterdir():
             if pin.name not in current:
                 pin.unlink()
+
+    def left(self) -> bool:
+        return self._root.exists()
 
     async def teardown(self) -> None:
         for name in (self._filter, self._reply_filter):
@@ -181,10 +186,9 @@ class Ebpf:
             shutil.rmtree(self._root)
 
     def close(self) -> None:
-        """Lets go of every descriptor. What is in the kernel stays, by its pins and filters."""
-        if self.ring is not None:
-            self.ring.close()
-            self.ring = None
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
         for made in self._maps.values():
             made.close()
         for program in self._programs.values():

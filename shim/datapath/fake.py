@@ -22,6 +22,7 @@ class Fake:
     """
 
     name = "fake"
+    fd = -1
 
     def __init__(self, settings: bytes, clock: Callable[[], int]) -> None:
         self._settings = settings
@@ -68,6 +69,21 @@ class Fake:
     def events(self) -> list[Event]:
         events, self._model.events = self._model.events, []
         return events
+
+    def detached(self, ifindex: int) -> None:
+        self.unplug(ifindex)
+
+    async def recheck(self) -> None:
+        """Nobody else has hands on it."""
+
+    async def prune(self) -> None:
+        """There is no older version."""
+
+    def left(self) -> bool:
+        return bool(self._guarded)
+
+    def close(self) -> None:
+        """It holds nothing."""
 
     async def teardown(self) -> None:
         self._guarded.clear()
