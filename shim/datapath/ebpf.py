@@ -56,21 +56,27 @@ class Ebpf:
 
     async def open(self, gateway_ifindex: int) -> None:
         self._gateway = gateway_ifindex
-        if self._maps:
+        if self._programs:
             await self._attach_reply()
             return
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for shape in self._shapes:
-            self._maps[shape.name] = _open_map(self._folder / shape.name, shape)
+        self._open_maps()
         self._maps["settings"].update(_key(0), self._settings)
         self._programs = _open_programs(self._folder)
         self._ring = bpf.Ring(self._maps["events"])
         await self._attach_reply()
 
+    def _open_maps(self) -> None:
+        if self._maps:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for shape in self._shapes:
+            self._maps[shape.name] = _open_map(self._folder / shape.name, shape)
+
     async def _attach_reply(self) -> None:
         await self._filters.attach(self._gateway, self._programs["to_instance"], self._reply_filter, 0)
 
     async def observe(self) -> list[Enrolled]:
+        self._open_maps()  # of one that is not open, too: no program is needed when another datapath takes over
         self._attached.clear()
         found = []
         for ifindex, slot in (await self._filters.slots(self._filter)).items():

@@ -1,0 +1,260 @@
+"""The nftables datapath: rules that stay, in one table of our own, and what is of one port as pieces in its sets.
+
+What a port needs is a set of pieces (nft_ports.py). The table's present ones are known here, so a change is the
+difference of two sets, carried out as one transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID
+
+from shim.core.port import Port
+from shim.core.table import Element, Hook, Piece
+from shim.core.verdict import Event, Verdict
+from shim.datapath import nft_ports, nft_rules
+from shim.datapath.base import Enrolled, Logs, Tables
+from shim.datapath.nft_ports import PRIORITY, mark_of, number, slot_of, word
+from shim.errors import KernelError
+
+RULES = Path(__file__).parents[2] / "rules" / "nft"
+GATEWAY_CHAIN = "gateway_link"
+SOMEBODY_ELSE = (errno.ENOENT, errno.EEXIST, errno.EBUSY)
+"""What the kernel answers when the table is not as it was left."""
+
+
+def name_of(ifindex: int) -> str | None:
+    """The name of a link of this network namespace, None when it has gone."""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return None
+
+
+def ruleset(settings: nft_rules.Settings) -> str:
+    """What is loaded, before any port is there."""
+    return nft_rules.ruleset(settings, *_texts())
+
+
+def _texts() -> tuple[str, str]:
+    return (RULES / "datapath.nft").read_text(), (RULES / "family.nft").read_text()
+
+
+NOTHING: frozenset[Piece] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the table has of one tap; slot 0 is nobody's."""
+
+    slot: int = 0
+    generation: int = 0
+    pieces: frozenset[Piece] = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who has a slot, or had it last, and what the table remembers of that."""
+
+    generation: int = 0
+    instance: UUID | None = None
+    pieces: frozenset[Piece] = NOTHING
+
+
+class Nft:
+    """One datapath; see Datapath for the methods. `link_name` tells the name of an ifindex, None of one that has gone."""
+
+    name = "nft"
+
+    def __init__(
+        self,
+        tables: Tables,
+        logs: Logs,
+        settings: nft_rules.Settings,
+        link_name: Callable[[int], str | None] = name_of,
+    ) -> None:
+        self._tables = tables
+        self._logs = logs
+        self._settings = settings
+        self._version = nft_rules.version(settings, *_texts())
+        self._link_name = link_name
+        self._held: dict[int, Held] = {}
+        self._owners: dict[int, Owner] = {}
+        self._gateway = 0
+
+    @property
+    def fd(self) -> int:
+        return self._logs.fd
+
+    async def open(self, gateway_ifindex: int) -> None:
+        self._gateway = gateway_ifindex
+        self._logs.open()
+        if self._tables.elements(self._version) is None:
+            self._load()
+        self._place_gateway()
+
+    def _load(self) -> None:
+        """The rules, and in the same transaction every port that an older version of them had: none is open between."""
+        self._read()
+        table = self._settings.table
+        ports = [piece for held in self._held.values() for piece in held.pieces]
+        ports += [piece for owner in self._owners.values() for piece in owner.pieces]
+        renewed = f"table netdev {table}\ndelete table netdev {table}\n{ruleset(self._settings)}"
+        self._tables.load("\n".join([renewed, *(nft_ports.text(table, piece) for piece in ports)]))
+
+    def _place_gateway(self) -> None:
+        """Where delivered segments go, and where replies come from: the host's end of the gateway's link."""
+        device = self._link_name(self._gateway) or ""
+        wanted: set[Piece] = {
+            Element("gateway", word(0), word(self._gateway)),
+            Hook(GATEWAY_CHAIN, device, "to_instance", PRIORITY),
+        }
+        there: set[Piece] = set(self._tables.elements("gateway") or ())
+        on = self._tables.hooks().get(GATEWAY_CHAIN)
+        if on is not None:
+            there.add(Hook(GATEWAY_CHAIN, on, "to_instance", PRIORITY))
+        self._tables.change(there - wanted, wanted - there)
+
+    async def observe(self) -> list[Enrolled]:
+        self._read()
+        found = [self._enrolled(ifindex, held) for ifindex, held in self._held.items()]
+        alive = {each.slot for each in found}
+        vacant = [Enrolled(slot, of.generation, 0, None) for slot, of in self._owners.items() if slot not in alive]
+        return found + vacant
+
+    def _enrolled(self, ifindex: int, held: Held) -> Enrolled:
+        instance = self._owners[held.slot].instance if held.slot else None
+        return Enrolled(held.slot, held.generation, ifindex, instance)
+
+    def _read(self) -> None:
+        """Learns what the table has, and takes out what belongs to nobody, or to taps that have gone."""
+        self._owners = self._read_owners()
+        of_mark: dict[bytes, set[Piece]] = {}
+        for name in nft_ports.OF_PORT:
+            for element in self._tables.elements(name) or ():
+                of_mark.setdefault(element.key, set()).add(element)
+        slots = {number(element.key): element for element in self._tables.elements("slots") or ()}
+        self._held = {}
+        for chain, device in self._hooks():
+            ifindex = int(chain.removeprefix("tap"))
+            hook = Hook(chain, device, "from_instance", PRIORITY)
+            self._held[ifindex] = self._read_tap(hook, slots.pop(ifindex, None), of_mark)
+        strays = [piece for pieces in of_mark.values() for piece in pieces]
+        self._tables.change([*strays, *slots.values()], ())
+        for ifindex in [ifindex for ifindex in self._held if self._link_name(ifindex) is None]:
+            self._release(ifindex)
+
+    def _hooks(self) -> list[tuple[str, str]]:
+        return [(chain, device) for chain, device in self._tables.hooks().items() if chain != GATEWAY_CHAIN]
+
+    def _read_owners(self) -> dict[int, Owner]:
+        found: dict[int, Owner] = {}
+        twins = {element.data: element for element in self._tables.elements("owners6") or ()}
+        for element in self._tables.elements("owners4") or ():
+            slot, generation, instance = nft_ports.read_owner(element)
+            twin = twins.get(element.data)
+            found[slot] = Owner(generation, instance, frozenset({element, twin} if twin else {element}))
+        return found
+
+    def _read_tap(self, hook: Hook, slot: Element | None, of_mark: dict[bytes, set[Piece]]) -> Held:
+        """What there is of one tap: its chain, and the pieces of the mark that its frames get."""
+        if slot is None or slot.data is None:
+            return Held(pieces=frozenset({hook}))
+        pieces = frozenset({hook, slot, *of_mark.pop(slot.data, ())})
+        number_of_slot = slot_of(number(slot.data))
+        owner = self._owners.get(number_of_slot, Owner())
+        if word(mark_of(number_of_slot, owner.generation)) != slot.data:
+            return Held(pieces=pieces)
+        return Held(number_of_slot, owner.generation, pieces)
+
+    async def ensure(self, port: Port) -> None:
+        port = replace(port, tap=port.tap or self._link_name(port.ifindex) or "")
+        try:
+            self._change_to(port)
+        except KernelError as error:
+            if error.errno not in SOMEBODY_ELSE:
+                raise
+            self._read()
+            self._change_to(port)
+
+    def _change_to(self, port: Port) -> None:
+        """One transaction: the tap's former pieces go, the port's come."""
+        wanted, owned = nft_ports.pieces(port), nft_ports.owner(port)
+        held, owner = self._held.get(port.ifindex, Held()), self._owners.get(port.slot, Owner())
+        remove = (held.pieces - wanted) | (owner.pieces - owned)
+        if owner.generation not in (0, port.generation):
+            remove |= self._counted(mark_of(port.slot, owner.generation))
+        self._tables.change(remove, (wanted - held.pieces) | (owned - owner.pieces))
+        self._held[port.ifindex] = Held(port.slot, port.generation, wanted)
+        if port.slot:
+            self._owners[port.slot] = Owner(port.generation, port.instance, owned)
+
+    def _counted(self, mark: int) -> frozenset[Piece]:
+        """What a slot's former owner left in the counters."""
+        counted = [Element(verdict.label, word(mark)) for verdict in Verdict]
+        return frozenset(each for each in counted if self._tables.packets(each.set, each.key) is not None)
+
+    async def remove(self, port: Port) -> None:
+        held = self._held.get(port.ifindex)
+        if held is not None and (not port.slot or (port.slot, port.generation) == (held.slot, held.generation)):
+            self._release(port.ifindex)
+
+    def _release(self, ifindex: int) -> None:
+        """Takes a tap's pieces out; some may be gone already, as its chain may go with the device."""
+        held = self._held.pop(ifindex)
+        try:
+            self._tables.change(held.pieces, ())
+        except KernelError as error:
+            if error.errno not in SOMEBODY_ELSE:
+                self._held[ifindex] = held
+                raise
+            for piece in held.pieces:
+                with contextlib.suppress(KernelError):
+                    self._tables.change({piece}, ())
+
+    def counters(self, slot: int) -> dict[Verdict, int]:
+        key = word(mark_of(slot, self._owners.get(slot, Owner()).generation))
+        counted = {verdict: self._tables.packets(verdict.label, key) for verdict in Verdict}
+        return {verdict: packets for verdict, packets in counted.items() if packets}
+
+    def events(self) -> list[Event]:
+        now = time.monotonic_ns()
+        found = (self._event(now, *logged) for logged in self._logs.read())
+        return [event for event in found if event is not None]
+
+    def _event(self, ns: int, prefix: str, mark: int, packet: bytes) -> Event | None:
+        generation = self._owners.get(slot_of(mark), Owner()).generation
+        return nft_ports.read_event(ns, prefix, mark, generation, packet)
+
+    def detached(self, ifindex: int) -> None:
+        if ifindex in self._held and self._link_name(ifindex) is None:
+            with contextlib.suppress(KernelError):  # then it is still held, and the next pass removes it
+                self._release(ifindex)
+
+    async def recheck(self) -> None:
+        if self._tables.elements(self._version) is None:
+            self._load()
+            self._place_gateway()
+        self._read()
+
+    async def prune(self) -> None:
+        """There is nothing: an older version's rules were replaced when this one's came."""
+
+    def left(self) -> bool:
+        try:
+            return self._tables.elements("slots") is not None
+        except KernelError:  # a kernel without nftables
+            return False
+
+    async def teardown(self) -> None:
+        self._tables.delete()
+        self._held, self._owners = {}, {}
+
+    def close(self) -> None:
+        self._logs.close()

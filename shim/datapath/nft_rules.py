@@ -1,0 +1,227 @@
+"""The nftables datapath as text: what `nft -f -` is given. PURE.
+
+The rules are in rules/nft/; here the settings are put in, and what there is one of for each service address,
+verdict, hop limit or tag. What is of one port is in nft_ports.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from string import Template
+
+from shim.core.policy import HOP_LIMIT_DEFAULT
+from shim.core.verdict import Verdict
+from shim.datapath import abi
+
+SERVICE_MAC = "02:00:a9:fe:a9:fe"
+HOST_MAC = "02:00:00:00:00:01"
+
+OWNER_BITS = 29
+OWNER_MASK = (1 << OWNER_BITS) - 1
+"""Slot and generation within a mark; the three bits above say which service address, of the first family 0 to 3."""
+
+OPENING, QUIET = "5s", "10m"
+"""How long a connection is remembered that the service does not answer, or is closing; and one that is silent."""
+
+OPENING_SECONDS = 5
+PROXY_CONNECTIONS = 1024  # of one guest: what the proxy would hold open, with room
+
+TAGS_SEEN = 4
+GROUP = int(IPv6Address("ff02::1:ff00:0"))
+EXTENSIONS = "0, 43, 50, 51, 60, 135, 139, 140, 253, 254"
+WITH_RESET = (Verdict.NO_FLOW, Verdict.DISABLED_RESET)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the rules are made for. Rates are per second and port; `group` is the nflog group for events."""
+
+    table: str
+    addresses: tuple[str, ...]
+    service_ports: tuple[int, ...]
+    rate: int
+    burst: int
+    event_rate: int
+    max_ports: int
+    group: int
+
+    @property
+    def service4(self) -> list[IPv4Address]:
+        """The IPv4 service addresses."""
+        return [a for a in map(ip_address, self.addresses) if isinstance(a, IPv4Address)]
+
+    @property
+    def service6(self) -> list[IPv6Address]:
+        """The IPv6 service addresses."""
+        return [a for a in map(ip_address, self.addresses) if isinstance(a, IPv6Address)]
+
+    @property
+    def flows(self) -> int:
+        """The most connections of all ports, if each of them opens as many as it may: so none takes another's."""
+        each = self.burst + 3 * OPENING_SECONDS * self.rate + PROXY_CONNECTIONS
+        return min(self.max_ports * each, (1 << 31) - 1)
+
+
+def ruleset(settings: Settings, template: str, family: str) -> str:
+    """The whole table; the two texts are rules/nft/datapath.nft and family.nft."""
+    values = _values(settings) | {"version": version(settings, template, family)}
+    families = "\n".join(Template(family).substitute(values | of) for of in _families(settings))
+    return Template(template).substitute(values, families=families)
+
+
+def version(settings: Settings, template: str, family: str) -> str:
+    """The name of a set that only a table with just these rules has."""
+    return "rules_" + sha256(f"{settings}{template}{family}".encode()).hexdigest()[:12]
+
+
+def _values(settings: Settings) -> dict[str, str | int]:
+    service4 = settings.service4 or [abi.NO_ADDRESS4]
+    service6 = settings.service6 or [abi.NO_ADDRESS6]
+    mac = SERVICE_MAC.replace(":", "")
+    return {
+        "table": settings.table,
+        "ports": _ports(settings),
+        "flows": settings.flows,
+        "opening": OPENING,
+        "quiet": QUIET,
+        "owner": hex(OWNER_MASK),
+        "rate": settings.rate,
+        "burst": settings.burst,
+        "hop_limit": HOP_LIMIT_DEFAULT,
+        "service_mac": SERVICE_MAC,
+        "service_mac_first": f"0x{mac[:8]}",
+        "service_mac_last": f"0x{mac[8:]}",
+        "host_mac": HOST_MAC,
+        "service4": _list(service4),
+        "service6": _list(service6),
+        "service4_numbers": _list(map(_number, service4)),
+        "service6_numbers": _list(map(_number, service6)),
+        "service_ports": _list(settings.service_ports),
+        "groups": _list(sorted({str(_group(a)) for a in service6})),
+        "extensions": EXTENSIONS,
+        "counters": _lines((_counter_set(settings, verdict) for verdict in Verdict), 1),
+        "refusals": "\n".join(_refusal(settings, v) for v in Verdict if v.refusal and v not in WITH_RESET),
+        "report_no_flow": _report(settings, Verdict.NO_FLOW),
+        "report_disabled_reset": _report(settings, Verdict.DISABLED_RESET),
+        "hops": "\n".join(map(_hop, range(1, HOP_LIMIT_DEFAULT + 1))),
+        "tags": "\n".join(_tag(service4, service6, depth) for depth in range(1, TAGS_SEEN + 1)),
+        "answers_arp": _lines(
+            f"@nh,192,32 {_number(a)} arp daddr ip set arp saddr ip arp saddr ip set {a} fwd to iif" for a in service4
+        ),
+        "answers_echo4": _lines(_turned("ip", a) for a in service4),
+        "answers_echo6": _lines(_turned("ip6", a) for a in service6),
+        "answers_nd": _lines(f"@th,64,128 {_number(a)} ip6 saddr set {a} fwd to iif" for a in service6),
+    }
+
+
+def _number(address: IPv4Address | IPv6Address) -> str:
+    return f"0x{address.packed.hex()}"
+
+
+def _group(address: IPv4Address | IPv6Address) -> IPv6Address:
+    """The solicited-node group (RFC 4291, 2.7.1)."""
+    return IPv6Address(GROUP | int(address) & 0xFFFFFF)
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _lines(lines: Iterable[str], depth: int = 2) -> str:
+    return "\n".join("\t" * depth + line for line in lines)
+
+
+def _turned(ip: str, address: IPv4Address | IPv6Address) -> str:
+    """What was sent to a service address goes back to whom it came from."""
+    return f"{ip} daddr {address} {ip} daddr set {ip} saddr {ip} saddr set {address} fwd to iif"
+
+
+def _ports(settings: Settings) -> int:
+    """The size of sets of ports: for a moment a slot's former owner is there too."""
+    return 2 * settings.max_ports + 2
+
+
+def _counter_set(settings: Settings, verdict: Verdict) -> str:
+    return f"set {verdict.label} {{ type mark; size {_ports(settings)}; flags dynamic; counter; }}"
+
+
+def _report(settings: Settings, verdict: Verdict) -> str:
+    """A log line, while the port's bucket for it lasts; the prefix is the verdict's number."""
+    if not settings.event_rate:
+        return ""
+    limit = f"limit rate {settings.event_rate}/second burst 10 packets"
+    log = f'log prefix "{verdict.value}" group {settings.group} snaplen 64'
+    return f"update @reports {{ meta mark & {hex(OWNER_MASK)} {limit} }} {log}"
+
+
+def _refusal(settings: Settings, verdict: Verdict) -> str:
+    rules = [f"add @{verdict.label} {{ meta mark & {hex(OWNER_MASK)} counter }}", _report(settings, verdict), "drop"]
+    return f"\tchain refuse_{verdict.label} {{\n{_lines(filter(None, rules))}\n\t}}"
+
+
+def _hop(limit: int) -> str:
+    return f"\tchain hop{limit} {{\n\t\tip ttl set {limit}\n\t\tip6 hoplimit set {limit}\n\t}}"
+
+
+def _tag(service4: Sequence[IPv4Address], service6: Sequence[IPv6Address], depth: int) -> str:
+    """A chain for frames whose network header, as the kernel sees it, begins with so many tags.
+
+    They are only looked under: nftables can neither take tags off nor put them on.
+    """
+    kind, at = 32 * depth - 16, 32 * depth
+    four, six = _list(map(_number, service4)), _list(map(_number, service6))
+    groups = _list(sorted({_number(_group(a)) for a in service6}))
+    tag = "{ 0x8100, 0x88a8, 0x9100 }"
+    protocols = [
+        (0x0800, [f"@nh,{at + 96},32 {{ {four} }}", f"@nh,{at + 128},32 {{ {four} }}"], f"@nh,{at + 128},32"),
+        (0x0806, [f"@nh,{at + 112},32 {{ {four} }}", f"@nh,{at + 192},32 {{ {four} }}"], f"@nh,{at + 192},32"),
+        (0x86DD, [
+            f"@nh,{at + 64},128 {{ {six} }}",
+            f"@nh,{at + 192},128 {{ {six} }}",
+            f"@nh,{at + 48},8 58 @nh,{at + 320},8 135-137 @nh,{at + 384},128 {{ {six} }}",
+            f"@nh,{at + 48},8 58 @nh,{at + 320},8 137 @nh,{at + 512},128 {{ {six} }}",
+            f"@nh,{at + 48},8 != 58 @nh,{at + 192},128 {{ {groups} }}",
+        ], f"@nh,{at + 192},128"),
+    ]  # fmt: skip
+    rules = [f"@nh,{kind},16 {tag} goto {f'tag{depth + 1}' if depth < TAGS_SEEN else 'refuse_tagged'}"]
+    if depth == TAGS_SEEN - 1:  # the kernel has taken one off
+        rules.insert(0, f"meta protocol != 0x9100 @nh,{kind},16 {tag} goto refuse_tagged")
+    for number, matches, readable in protocols:
+        rules += [f"@nh,{kind},16 {number:#06x} {match} goto refuse_tagged" for match in matches]
+        rules += [f"@nh,{kind},16 {number:#06x} {readable} {any_value} accept" for any_value in ("0", "!= 0")]
+    rules += [f"@nh,{kind},16 {{ 0x0800, 0x0806, 0x86dd }} goto refuse_cut"]
+    return f"\tchain tag{depth} {{\n{_lines(rules)}\n\t}}"
+
+
+def _families(settings: Settings) -> list[dict[str, str | int]]:
+    """What is different for TCP over IPv4 and over IPv6."""
+    return [
+        {
+            "f": 4,
+            "ip": "ip",
+            "ttl": "ttl",
+            "too_short": "ip length < 40",
+            "reply_sound": "ip protocol != tcp",
+            "asked_service": _mark_service("ip daddr", settings.service4, 0),
+            "answering_service": _mark_service("ip saddr", settings.service4, 0),
+        },
+        {
+            "f": 6,
+            "ip": "ip6",
+            "ttl": "hoplimit",
+            "too_short": "ip6 length < 20",
+            "reply_sound": "ip6 nexthdr != tcp",
+            "asked_service": _mark_service("ip6 daddr", settings.service6, abi.SERVICES),
+            "answering_service": _mark_service("ip6 saddr", settings.service6, abi.SERVICES),
+        },
+    ]
+
+
+def _mark_service(field: str, addresses: Sequence[IPv4Address] | Sequence[IPv6Address], first: int) -> str:
+    return _lines(
+        f"{field} {address} meta mark set meta mark | {number << OWNER_BITS:#x}"
+        for number, address in enumerate(addresses, first)
+    )
