@@ -54,6 +54,9 @@ class Tables(Protocol):
     def hooks(self) -> dict[str, str]:
         """Base chain → the device that it is on; a chain whose device has gone may be missing or not."""
 
+    def rules(self) -> int:
+        """How many rules the table has; 0 without a table."""
+
     def packets(self, name: str, key: bytes) -> int | None:
         """What the counter of a set's element says; None when there is no such element."""
 

@@ -17,7 +17,8 @@ from shim.netlink import rtnl
 
 NETLINK_NETFILTER = 12
 NFTABLES, ULOG = 10, 4  # subsystems
-FAMILY_NETDEV = 5
+FAMILIES = {"inet": 1, "arp": 3, "netdev": 5, "bridge": 7}  # linux/netfilter.h
+FAMILY_NETDEV = FAMILIES["netdev"]
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 CREATE, APPEND = 0x400, 0x800
@@ -71,9 +72,13 @@ _LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 
 class Socket:
-    """Requests, one after the other, in the network namespace of the thread that makes the first one."""
+    """Requests, one after the other, in the network namespace of the thread that makes the first one.
 
-    def __init__(self) -> None:
+    `family` is that of the tables which are changed, read or asked for.
+    """
+
+    def __init__(self, family: int = FAMILY_NETDEV) -> None:
+        self._family = family
         self._socket: socket.socket | None = None
         self._sequence = 0
 
@@ -97,10 +102,10 @@ class Socket:
         made, self._socket = self._open(), None
         return made
 
-    def message(self, kind: int, flags: int, body: bytes, family: int = FAMILY_NETDEV, resource: int = 0) -> bytes:
+    def message(self, kind: int, flags: int, body: bytes, family: int | None = None, resource: int = 0) -> bytes:
         """One message, with the next sequence number."""
         self._sequence += 1
-        generic = _GENERIC.pack(family, 0, resource)
+        generic = _GENERIC.pack(self._family if family is None else family, 0, resource)
         length = _HEADER.size + len(generic) + len(body)
         return _HEADER.pack(length, kind, REQUEST | flags, self._sequence, 0) + generic + body
 

@@ -20,7 +20,7 @@ from shim.netlink import nfnl, rtnl
 
 # linux/netfilter/nf_tables.h
 _GETTABLE, _DELTABLE = 1, 2
-_NEWCHAIN, _GETCHAIN, _DELCHAIN, _NEWRULE = 3, 4, 5, 6
+_NEWCHAIN, _GETCHAIN, _DELCHAIN, _NEWRULE, _GETRULE = 3, 4, 5, 6, 7
 _NEWELEMENT, _GETELEMENT, _DELELEMENT, _NEWGEN = 12, 13, 14, 15
 _TABLE, _NAME = 1, 2  # of chains and of element lists (there: the set)
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 3, 4, 7
@@ -69,11 +69,12 @@ def load(ruleset: str) -> None:
 
 
 class Nftables:
-    """One table of the family netdev. Its sockets belong to the network namespace where the first call was made."""
+    """One table, of the family netdev unless told otherwise. Its sockets belong to the network namespace where the
+    first call was made."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, family: str = "netdev") -> None:
         self._table = table
-        self._socket = nfnl.Socket()
+        self._socket = nfnl.Socket(nfnl.FAMILIES[family])
 
     def load(self, text: str) -> None:
         load(text)
@@ -133,6 +134,10 @@ class Nftables:
             if rtnl.text(chain[_TABLE]) == self._table and _HOOK_DEVICE in place:
                 found[rtnl.text(chain[_CHAIN_NAME])] = rtnl.text(place[_HOOK_DEVICE])
         return found
+
+    def rules(self) -> int:
+        with kernel_errors(f"cannot list the rules of {self._table}"):
+            return len(self._socket.dump(_GETRULE, nfnl.text(_TABLE, self._table)))
 
     def packets(self, name: str, key: bytes) -> int | None:
         with kernel_errors(f"cannot read the counters {name} of {self._table}"):
