@@ -86,6 +86,8 @@ class Datapath(Protocol):
     """
 
     name: str
+    lacks: tuple[str, ...]
+    """What of the contract it cannot do, a sentence each for operators; see rules/README.md."""
 
     @property
     def fd(self) -> int:

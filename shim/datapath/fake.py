@@ -22,6 +22,7 @@ class Fake:
     """
 
     name = "fake"
+    lacks = ()
     fd = -1
 
     def __init__(self, settings: bytes, clock: Callable[[], int]) -> None:

@@ -71,6 +71,10 @@ class Nft:
     """One datapath; see Datapath for the methods. `link_name` tells the name of an ifindex, None of one that has gone."""
 
     name = "nft"
+    lacks = (
+        "guests that tag their frames (802.1Q, 802.1ad) are refused: nftables cannot put tags on replies",
+        "a guest that probes whether a service address is free (RFC 4862) is not answered",
+    )
 
     def __init__(
         self,
@@ -196,8 +200,8 @@ class Nft:
             self._owners[port.slot] = Owner(port.generation, port.instance, owned)
 
     def _counted(self, mark: int) -> frozenset[Piece]:
-        """What a slot's former owner left in the counters."""
-        counted = [Element(verdict.label, word(mark)) for verdict in Verdict]
+        """What a slot's former owner left in counters and limits."""
+        counted = [Element(name, word(mark)) for name in nft_ports.COUNTED]
         return frozenset(each for each in counted if self._tables.packets(each.set, each.key) is not None)
 
     async def remove(self, port: Port) -> None:

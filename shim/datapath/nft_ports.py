@@ -23,6 +23,9 @@ SLOTS_V6 = int(IPv6Address("fd6d:7368:696d::"))
 OF_PORT = ("stamps4", "stamps6", "taps", "served", "open4", "open6", "reset4", "reset6", "hop_limits")
 """The sets whose key is a port's mark."""
 
+COUNTED = ("new_connections", "reports", *(verdict.label for verdict in Verdict))
+"""The sets to which packets add a port's mark."""
+
 OPEN = (Access.OPEN, Access.FORBID)
 """FORBID is the proxy's to refuse, so its packets pass."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +11,19 @@ from tests.bpf.loaded import pins
 from tests.contract.kernel import Hypervisor, KernelRig, hypervisor
 from tests.contract.rig import Bench, FakeRig
 
-RIGS = [pytest.param("ebpf", marks=pytest.mark.root), "fake"]
+KERNEL = [pytest.param("ebpf", marks=pytest.mark.root), pytest.param("nft", marks=pytest.mark.root)]
+RIGS = [*KERNEL, "fake"]
 
 
 @pytest.fixture(scope="session")
 def ebpf_host() -> Iterator[Hypervisor]:
-    with pins("contract") as folder, hypervisor(folder) as made:
+    with pins("contract") as folder, hypervisor("ebpf", folder) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def nft_host() -> Iterator[Hypervisor]:
+    with hypervisor("nft", Path("/nowhere")) as made:
         yield made
 
 
@@ -23,6 +31,12 @@ def ebpf_host() -> Iterator[Hypervisor]:
 def ebpf_rig(ebpf_host: Hypervisor) -> Iterator[KernelRig]:
     """A rig of this test's own: what it put on its taps goes with them."""
     yield from checked(KernelRig(ebpf_host))
+
+
+@pytest.fixture
+def nft_rig(nft_host: Hypervisor) -> Iterator[KernelRig]:
+    """The same, on nftables."""
+    yield from checked(KernelRig(nft_host))
 
 
 def checked(rig: KernelRig) -> Iterator[KernelRig]:
@@ -38,4 +52,4 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     """Three taps without any port yet."""
     if request.param == "fake":
         return Bench(FakeRig())
-    return Bench(request.getfixturevalue("ebpf_rig"))
+    return Bench(request.getfixturevalue(f"{request.param}_rig"))

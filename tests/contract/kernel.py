@@ -8,16 +8,20 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import AsyncIPRoute
 
-from shim.datapath.base import Enrolled
+from shim.datapath.base import Datapath, Enrolled
 from shim.datapath.ebpf import Ebpf
+from shim.datapath.nft import Nft
 from shim.netlink import gateway
+from shim.netlink.nflog import NfLog
+from shim.netlink.nftables import Nftables
 from shim.netlink.tc import Filters
-from tests.contract.rig import FLOWS, MAX_PORTS, SETTINGS, TAPS
+from tests.contract.rig import FLOWS, MAX_PORTS, NFT_SETTINGS, SETTINGS, TAPS
 from tests.lab import Frame, Lab, TapGuest, Wire, service_frames
 
 T = TypeVar("T")
@@ -45,8 +49,8 @@ class Inside:
 class Hypervisor:
     """A lab whose own kernel says nothing on any link, with a gateway in which nobody answers."""
 
-    def __init__(self, lab: Lab, pins: Path, addresses: tuple[str, ...] = ()) -> None:
-        self.lab, self.pins = lab, pins
+    def __init__(self, lab: Lab, kind: str, pins: Path, addresses: tuple[str, ...] = ()) -> None:
+        self.lab, self.kind, self.pins = lab, kind, pins
         for namespace in (lab.host, lab.wire):
             namespace.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
             namespace.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
@@ -64,9 +68,13 @@ class Hypervisor:
         with self.lab.host.enter():
             return self.runner.run(coroutine)
 
-    def datapath(self) -> Ebpf:
+    def datapath(self) -> Datapath:
         """The datapath as an agent has it that starts: opened, nothing looked at yet."""
-        made = Ebpf(Filters(self.route), self.pins, SETTINGS, MAX_PORTS, FLOWS)
+        if self.kind == "nft":
+            settings = replace(NFT_SETTINGS, table=self.gateway.name)
+            made: Datapath = Nft(Nftables(settings.table), NfLog(settings.group), settings)
+        else:
+            made = Ebpf(Filters(self.route), self.pins, SETTINGS, MAX_PORTS, FLOWS)
         self.run(made.open(self.link))
         return made
 
@@ -81,9 +89,9 @@ class Hypervisor:
 
 
 @contextlib.contextmanager
-def hypervisor(pins: Path) -> Iterator[Hypervisor]:
+def hypervisor(kind: str, pins: Path) -> Iterator[Hypervisor]:
     with Lab() as lab:
-        made = Hypervisor(lab, pins)
+        made = Hypervisor(lab, kind, pins)
         try:
             yield made
         finally:
@@ -113,8 +121,11 @@ class KernelRig:
         return self.taps[tap].ifindex
 
     def replug(self, tap: str) -> None:
+        former = self.taps[tap].ifindex
         self.taps[tap].close()
         self.taps[tap] = self._plug(tap)
+        with self.host.lab.host.enter():
+            self.datapath.detached(former)  # as the agent does when it hears of it
 
     def restart(self) -> list[Enrolled]:
         self.datapath.close()

@@ -16,7 +16,7 @@ from uuid import UUID
 from shim.core.policy import Policy
 from shim.core.port import Port
 from shim.core.verdict import Event, Verdict
-from shim.datapath import abi
+from shim.datapath import abi, nft_rules
 from shim.datapath.base import Datapath, Enrolled
 from shim.datapath.fake import Fake
 from shim.datapath.model import Whereto
@@ -35,6 +35,16 @@ SETTINGS = abi.pack_settings(
     burst=BURST,
     event_rate=1,
     flows_per_port=FLOWS,
+)
+NFT_SETTINGS = nft_rules.Settings(
+    table="",
+    addresses=("169.254.169.254", "fd00:ec2::254", "fe80::a9fe:a9fe"),
+    service_ports=(80, 8775),
+    rate=1,
+    burst=BURST,
+    event_rate=1,
+    max_ports=MAX_PORTS,
+    group=4242,
 )
 
 
@@ -138,6 +148,13 @@ class Bench:
         after = self.counters(tap)
         assert {v: n - before.get(v, 0) for v, n in after.items() if n != before.get(v, 0)} == {verdict: 1}
         self.assert_silence()
+
+    def refuses_tags(self, tap: str, frame: bytes, tags: object) -> bool:
+        """Whether the frame is a tagged one on nftables, which can serve none: it is refused then, and counted."""
+        if not tags or self.rig.datapath.name != "nft":
+            return False
+        self.assert_refused(tap, frame, Verdict.VLAN_DEPTH)
+        return True
 
     def assert_silence(self) -> None:
         """Nobody got anything."""
