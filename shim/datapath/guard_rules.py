@@ -126,6 +126,7 @@ _DISCOVERY = """\
 """
 
 # The kernel itself has found what lies behind the headers, however many there are, where it could make sense of them.
+# (Not `exthdr frag exists`: nft puts a look at the frame's own type before it, which a tag makes another.)
 _BEHIND = """\
 	chain behind_0 {
 		meta l4proto != 58 accept
@@ -133,6 +134,7 @@ _BEHIND = """\
 		@nh,192,128 { $groups } drop
 	}
 	chain fragment_0 {
+		@nh,192,128 { $groups } drop
 		goto behind_0
 	}
 """
@@ -253,8 +255,16 @@ def _chains(family: str, words: dict[str, str]) -> str:
     plain = _ip(words, 0)
     if family == "inet":
         return plain + _JUDGE_INET
-    deeper = [_tag(words, depth) for depth in range(TAGS_INSIDE + 1, 0, -1)]
-    return arp + plain + "".join(deeper) + _JUDGE
+    return arp + plain + _tags(words) + _JUDGE
+
+
+def tagged(addresses: Iterable[IPv4Address | IPv6Address]) -> str:
+    """The chains that look behind tags in a packet; `tag_1` is where to go, `drop` is what becomes of the service's."""
+    return _tags(_addresses(list(addresses)))
+
+
+def _tags(words: dict[str, str]) -> str:
+    return "".join(_tag(words, depth) for depth in range(TAGS_INSIDE + 1, 0, -1))
 
 
 def _tag(words: dict[str, str], depth: int) -> str:
