@@ -115,7 +115,6 @@ _IP6 = """\
 # Solicitation, advertisement, redirect: its target, or a redirect's destination. One that ends before is dropped.
 _DISCOVERY = """\
 	chain discovery_$name {
-		@$base,$target,128 { $service6 } drop
 		@$base,$type,8 137 @$base,$redirected,128 { $service6 } drop
 		@$base,$target,128 != { $service6 } accept
 		drop
@@ -149,6 +148,7 @@ _BEHIND_TAGS = """\
 	}
 	chain fragment_$d {
 		@nh,$destination6,128 { $groups } drop
+		@nh,$extension,16 0x3a00 @nh,$fragment_offset,13 0 goto icmp6_behind_$d
 	}
 """
 
@@ -160,6 +160,7 @@ _OFFSETS = {
     "source6": 64,
     "destination6": 192,
     "extension": 320,
+    "fragment_offset": 336,
     "arp_protocol": 16,
     "arp_hardware_size": 32,
     "arp_protocol_size": 40,

@@ -89,6 +89,12 @@ def to6(**fields):
     return IPv6(**{"src": GUEST_V6, "dst": SERVICE_V6} | fields)
 
 
+def changed(packet, at, new):
+    """The packet with other bytes at an offset of its frame."""
+    whole = bytes(packet)
+    return Raw(whole[:at] + new + whole[at + len(new) :])
+
+
 def group(*layers, dst=SERVICE_GROUP, **fields):
     """Discovery speaks to groups, and with hop limit 255."""
     frame = Ether(src=GUEST_MAC, dst=SERVICE_GROUP_MAC) / IPv6(**{"src": GUEST_V6, "dst": dst, "hlim": 255} | fields)
@@ -134,15 +140,19 @@ SERVICE = {
     "redirected": unicast(IPv6(dst=NEIGHBOUR_V6, hlim=255), ICMPv6ND_Redirect(tgt="fe80::9", dst=SERVICE_V6)),
     "behind options": group(IPv6ExtHdrHopByHop(), ASK),
     "behind long options": group(LONG, ASK),
+    "behind routing": group(IPv6ExtHdrRouting(), ASK),
     "behind three": group(IPv6ExtHdrHopByHop(), IPv6ExtHdrDestOpt(), IPv6ExtHdrRouting(), ASK, dst="ff02::1"),
     "behind five": group(*[IPv6ExtHdrDestOpt()] * 5, ASK, dst="ff02::1"),
     "redirected behind options": group(
         IPv6ExtHdrDestOpt(), ICMPv6ND_Redirect(tgt="fe80::9", dst=SERVICE_V6), dst=NEIGHBOUR_V6
     ),
+    "first fragment": unicast(IPv6(dst=NEIGHBOUR_V6, hlim=255), IPv6ExtHdrFragment(m=1), ASK),
     "fragment of what the group gets": group(IPv6ExtHdrFragment(offset=8, nh=58), Raw(b"x" * 16)),
 }
 NOT_READABLE = {
     "a solicitation that is cut": Raw(bytes(group(ASK))[:-1]),
+    "options and a length that lies": group(IPv6ExtHdrHopByHop(), ASK, plen=9999),
+    "long options below a tag": Raw(tagged(group(LONG, ASK, hlim=64), [(0x88A8, 1), (0x8100, 2)])),
     "five tags": Raw(tagged(unicast(to4(), TCP()), [(0x8100, vid) for vid in range(1, 6)])),
     "six tags": Raw(tagged(unicast(to4(), TCP()), [(0x88A8, vid) for vid in range(1, 7)])),
 }
@@ -160,10 +170,20 @@ OF_OTHERS = {
     "options6": unicast(IPv6(dst=NEIGHBOUR_V6), IPv6ExtHdrDestOpt(), TCP()),
     "long options6": unicast(IPv6(dst=NEIGHBOUR_V6), LONG, UDP()),
     "fragment6": unicast(IPv6(dst=NEIGHBOUR_V6), IPv6ExtHdrFragment(offset=100), Raw(b"x" * 16)),
+    "later fragment like a claim": unicast(
+        IPv6(dst=NEIGHBOUR_V6), IPv6ExtHdrFragment(offset=100, nh=58), Raw(b"\x88" * 12)
+    ),
     "no type": unicast(IPv6(dst=NEIGHBOUR_V6, nh=58)),
     "dhcp": Ether(src=GUEST_MAC, dst=BROADCAST) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67),
     "arp": Ether(src=GUEST_MAC, dst=BROADCAST) / ARP(psrc=GUEST_V4, pdst=NEIGHBOUR_V4),
     "arp probe": Ether(src=GUEST_MAC, dst=BROADCAST) / ARP(psrc="0.0.0.0", pdst=NEIGHBOUR_V4),
+    "arp of another protocol": changed(SERVICE["arp unicast"], 16, b"\x12\x34"),
+    "arp of another protocol and kind": changed(SERVICE["arp, addresses of a kind"], 16, b"\x12\x34"),
+    "arp for longer addresses": changed(SERVICE["arp claim"], 19, b"\x10"),
+    "arp for longer addresses of a kind": changed(SERVICE["arp, addresses of a kind"], 19, b"\x10"),
+    "options6 and few bytes that begin as discovery does": unicast(
+        IPv6(dst=NEIGHBOUR_V6), IPv6ExtHdrDestOpt(), UDP(sport=0x8700)
+    ),
     "tcp4": unicast(IP(src=GUEST_V4, dst=NEIGHBOUR_V4), TCP(dport=80)),
 }
 
@@ -438,13 +458,15 @@ class TestLife:
         for family, hook in (("bridge", "prerouting"), ("inet", "prerouting"), ("arp", "input")):
             chain = f"add chain {family} guard seen {{ type filter hook {hook} priority 0; }}"
             site.nft(f"add table {family} guard; {chain}; add rule {family} guard seen counter")
+        site.nft("add rule bridge guard seen ip daddr 169.254.169.254 counter")
         before = site.nft("list", "ruleset")
         site.ensure()
         site.tap, site.neighbour = site.lab.tap_guest("tap1"), site.lab.tap_guest("vnet2")
         frame = bytes(OF_OTHERS["tcp4"])
-        assert arrived(site, site.tap, [frame])[0] == [frame]
-        assert "counter packets 0" not in site.nft("list", "table", "bridge", "guard")
-        site.nft("reset", "counters")
+        assert arrived(site, site.tap, [bytes(SERVICE["tcp4"]), frame])[0] == [frame]
+        seen = site.nft("list", "table", "bridge", "guard")
+        assert "counter packets 2 " in seen  # the frame and the marker
+        assert "169.254.169.254 counter packets 0 " in seen
         site.teardown()
         after = site.nft("list", "ruleset")
         assert [line for line in after.splitlines() if "counter" not in line] == [
