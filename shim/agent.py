@@ -34,7 +34,7 @@ from shim.core.verdict import Event
 from shim.enrolment import Enrolment
 from shim.errors import ConflictError, KernelError
 from shim.feed import Entry, Task
-from shim.host import control_group, datapath_of, default_policy, gateway_of, mount_bpffs, notify, proxy_user
+from shim.host import control_group, default_policy, notify, proxy_user, tables_of
 from shim.http.limits import Limits
 from shim.http.server import Server
 from shim.identity.alias import Alias
@@ -42,9 +42,12 @@ from shim.identity.file import StaticFile
 from shim.identity.operator import Operator
 from shim.identity.resolve import Resolver, Source
 from shim.journal import Journal
+from shim.kernel import Kernel
+from shim.kernel import teardown as remove_kernel_side
 from shim.metadata.store import Store
 from shim.netlink import gateway as gateways
 from shim.netlink.links import ALL, Links
+from shim.netlink.nftables import Watch
 from shim.operations import AgentOperations, feed_entry
 from shim.workers import Workers, running
 
@@ -117,13 +120,11 @@ class Agent:
 
     def __init__(self, config: Config, route: AsyncIPRoute) -> None:
         self._config = config
-        self._route = route
         self._control: Server[str] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._uid, self._gid = proxy_user(config)
         self._journal = Journal(time.time)
-        self._gateway = gateway_of(config)
-        self._datapath = datapath_of(config, route)
+        self._kernel = Kernel(config, route)
         self._store = Store(config.store, self._gid)
         self._policies: dict[UUID, Policy] = self._store.policies()
         self._default = default_policy(config)
@@ -131,25 +132,24 @@ class Agent:
         self._resolver = Resolver(_sources(config, self._store))
         self._woken = asyncio.Event()
         self._suspects: set[int] = set()
-        self._gateway_ifindex = 0
         self._audit_at = float("inf")
         self._leaving = False
         self._workers = Workers(
             config.proxy.workers, self._uid, config.feed_socket, self._listen, self._worker_task, self._feed_table,
             self._worker_failed,
         )  # fmt: skip
+        self._enrolment: Enrolment
+        self._operations: AgentOperations
+
+    def _wire(self) -> None:
+        """What needs to know the datapath, which is chosen as it is opened."""
+        path = self._config.datapath
         self._enrolment = Enrolment(
-            self._datapath,
-            Slots(config.datapath.max_ports),
-            self._resolver,
-            self._links.table,
-            config.datapath.taps,
-            self._policy_of,
-            self._port_changed,
-            time.monotonic,
-        )
+            self._kernel.datapath, Slots(path.max_ports), self._resolver, self._links.table, path.taps,
+            self._policy_of, self._port_changed, time.monotonic,
+        )  # fmt: skip
         self._operations = AgentOperations(
-            config, self._store, self._datapath, self._enrolment, self._resolver, self._workers, self._journal,
+            self._config, self._store, self._kernel, self._enrolment, self._resolver, self._workers, self._journal,
             self._policies, self._default, self._ailments,
         )  # fmt: skip
 
@@ -158,22 +158,27 @@ class Agent:
 
     async def start(self) -> None:
         """Kernel first, refusing; then the proxy; then the operators' socket, as a sign that all is up."""
-        mount_bpffs(Path(self._config.host.bpffs))
-        self._gateway_ifindex, fresh = await gateways.ensure(self._route, self._gateway)
-        await self._datapath.open(self._gateway_ifindex)
+        try:
+            fresh = await self._kernel.start()
+        except KernelError:
+            self._leaving = True  # what it could not take over goes on as it was
+            raise
+        self._wire()
         if fresh:  # workers of an earlier run listen where nobody comes any more
             end_workers(self._config)
         ready = asyncio.Event()
         self._tasks.append(asyncio.ensure_future(self._links.run(ready)))
         await ready.wait()
+        self._tasks.append(asyncio.ensure_future(self._watch_tables()))
         self._resolver.refresh()
-        await self._enrolment.adopt()
-        await self._datapath.prune()
+        await self._enrolment.adopt(self._kernel.left)
+        await self._kernel.hand_over(self._enrolment.failures.keys())
+        await self._kernel.datapath.prune()
         self._watch_events()
         await self._workers.start()
         await self._serve_operators()
         self._journal.note("agent", "started")
-        log.info("ready: %d ports guarded by %s", len(self._enrolment.ports), self._datapath.name)
+        log.info("ready: %d ports guarded by %s", len(self._enrolment.ports), self._kernel.datapath.name)
         gc.collect()
         gc.freeze()
 
@@ -193,7 +198,7 @@ class Agent:
 
     async def _pass(self, changed: bool) -> None:
         suspects, self._suspects = self._suspects, set()
-        if time.monotonic() >= self._audit_at or not self._gateway_stands():
+        if time.monotonic() >= self._audit_at or not self._kernel.stands(self._links.table):
             self._audit_at = time.monotonic() + AUDIT_SECONDS
             await self._audit()
         elif changed:
@@ -203,10 +208,6 @@ class Agent:
         if suspects:
             await self._enrolment.settle(suspects & self._enrolment.ports.keys(), again=True)
 
-    def _gateway_stands(self) -> bool:
-        link = self._links.table.get(self._gateway_ifindex)
-        return link is not None and link.up and gateways.is_namespace(self._gateway.path)
-
     async def _pause(self, stopping: asyncio.Task[Literal[True]]) -> None:
         woken = asyncio.ensure_future(self._woken.wait())
         await asyncio.wait({woken, stopping}, timeout=REFRESH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -214,12 +215,11 @@ class Agent:
 
     async def _audit(self) -> None:
         """Makes all of it again that somebody may have touched."""
-        self._gateway_ifindex, fresh = await gateways.ensure(self._route, self._gateway)
-        await self._datapath.open(self._gateway_ifindex)
-        await self._datapath.recheck()
+        fresh = await self._kernel.audit()
         await self._enrolment.settle(again=True)
+        await self._kernel.hand_over(self._enrolment.failures.keys())
         if fresh:
-            log.error("somebody removed the namespace %s: it is made anew", self._gateway.name)
+            log.error("somebody removed the namespace %s: it is made anew", self._kernel.gateway.name)
             self._workers.renew()
 
     async def stop(self) -> None:
@@ -244,10 +244,10 @@ class Agent:
 
     def _wake(self, ifindex: int | None) -> None:
         """Links call this: something changed; or that link, or a filter of it, was removed; or all may be."""
-        if ifindex in (ALL, self._gateway_ifindex):
+        if ifindex in (ALL, self._kernel.gateway_ifindex):
             self._audit_at = 0.0
         elif ifindex is not None and ifindex in self._enrolment.ports:
-            self._datapath.detached(ifindex)
+            self._kernel.datapath.detached(ifindex)
             self._suspects.add(ifindex)
         self._woken.set()
 
@@ -265,7 +265,7 @@ class Agent:
         return [entry for entry in entries if entry is not None]
 
     def _listen(self) -> list[socket.socket]:
-        return gateways.listen(self._gateway, self._config.datapath.service_ports)
+        return gateways.listen(self._kernel.gateway, self._config.datapath.service_ports)
 
     def _worker_task(self, fds: list[int]) -> Task:
         proxy = self._config.proxy
@@ -291,11 +291,18 @@ class Agent:
         log.error("%s", text)
         self._journal.note("proxy", text)
 
+    async def _watch_tables(self) -> None:
+        """An audit whenever somebody else changes a table of ours, or flushes them all."""
+        try:
+            await Watch(tables_of(self._config), lambda: self._wake(ALL)).run()
+        except OSError as error:
+            log.warning("changes of nftables are not heard of (%s): audits see them later", error)
+
     def _watch_events(self) -> None:
-        asyncio.get_running_loop().add_reader(self._datapath.fd, self._note_events)
+        asyncio.get_running_loop().add_reader(self._kernel.datapath.fd, self._note_events)
 
     def _note_events(self) -> None:
-        for event in self._datapath.events():
+        for event in self._kernel.datapath.events():
             self._note_event(event)
 
     def _note_event(self, event: Event) -> None:
@@ -331,7 +338,8 @@ class Agent:
         await self._control.serve([sock])
 
     def _ailments(self) -> list[Ailment]:
-        found = [Ailment(f"identity source {name}", what) for name, what in self._resolver.health().items()]
+        found = self._kernel.ailments()
+        found += [Ailment(f"identity source {name}", what) for name, what in self._resolver.health().items()]
         down = [worker for worker in self._workers.all if worker.writer is None]
         found += [Ailment("proxy", f"worker {worker.number} is down", "see the log") for worker in down]
         found += [
@@ -357,7 +365,7 @@ def _sources(config: Config, store: Store) -> list[Source]:
 
 
 def teardown(config: Config) -> None:
-    """Removes all that any run put into the kernel, and the run folder. The store stays."""
+    """Removes all that any run put into the kernel, and the run folder. The store stays. Raises KernelError."""
     with _alone(config):
         end_workers(config)
         asyncio.run(_teardown(config))
@@ -366,8 +374,7 @@ def teardown(config: Config) -> None:
 
 async def _teardown(config: Config) -> None:
     async with AsyncIPRoute() as route:
-        await datapath_of(config, route).teardown()
-        await gateways.remove(route, gateway_of(config))
+        await remove_kernel_side(config, route)
 
 
 def end_workers(config: Config) -> None:

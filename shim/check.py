@@ -18,16 +18,20 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
 from shim.config import SLOTS_V4, SLOTS_V6, Config
+from shim.datapath.guard_rules import uncovered
+from shim.datapath.nft import Nft
+from shim.host import rules_of, tables_of
 
 KERNEL_MIN = (5, 10)  # bpf_redirect_peer()
-FILTER_PRIORITY = 7  # ours, on every tap
+NFT_MIN = (1, 0, 6)
+FILTER_PRIORITY, FILTER_PRIORITY_MAX = 7, 65535  # ours, on every tap; tc's last
 CHILD_SECONDS = 20
 SPARE_FILES = 100  # beyond one a connection: listeners, the store, the feed, the journal
 
@@ -51,9 +55,10 @@ def findings(config: Config) -> list[Finding]:
     """Everything there is to say of this host, in the order in which to mend it."""
     return [
         *_system(),
-        *_bpffs(config),
         *_software(),
-        *_kernel_trial(),
+        *_kernel_trial(_TRIALS),
+        *_datapaths(config),
+        *_guard(config),
         *_accounts(config),
         *_filters(config),
         *_rules(config),
@@ -69,8 +74,65 @@ def _system() -> Iterator[Finding]:
         yield Finding("ok", f"kernel {release}")
     else:
         yield Finding("fail", f"kernel {release} is too old", "5.10 or newer can redirect to a peer")
-    if root:
+    if private_mounts("self", "1"):
+        what = "this is a private mount namespace: a namespace or bpf file system mounted here dies with it"
+        yield Finding("warn", what, "start the agent outside of `ip netns exec` and of unshare")
+
+
+def _datapaths(config: Config) -> list[Finding]:
+    """What the configured datapath needs. `auto` can do without one of the two."""
+    kind = config.datapath.datapath
+    ebpf = list(_ebpf(config)) if kind != "nft" else []
+    nft = list(_nft(config)) if kind != "ebpf" else []
+    if kind != "auto":
+        return ebpf + nft
+    if all(finding.level != "fail" for finding in ebpf):
+        return ebpf + _spared(nft[: -len(Nft.lacks)], "`auto` takes eBPF here")
+    return _spared(ebpf, "`auto` takes nftables until then") + nft
+
+
+def _spared(found: list[Finding], why: str) -> list[Finding]:
+    """The faults of what is not needed, as warnings."""
+    return [replace(f, level="warn", hint=f"{f.hint}; {why}") if f.level == "fail" else f for f in found]
+
+
+def _ebpf(config: Config) -> Iterator[Finding]:
+    if os.geteuid() == 0:
         yield _bpf_syscall()
+    yield _bpffs(config)
+    yield from _compiler()
+    yield from _kernel_trial(_EBPF_TRIALS)
+
+
+def _nft(config: Config) -> Iterator[Finding]:
+    """Ends with what nftables cannot do, whatever this host has."""
+    version = _run(["nft", "--version"])[1].partition(" v")[2]
+    if version and _version(version, 3) < NFT_MIN:
+        yield Finding("warn", f"nft {version.split()[0]} is older than any that was tried", "1.0.6 is the first one")
+    yield from _ruleset_trial("the nftables datapath", rules_of(config.on("nft"))["nft"])
+    for what in Nft.lacks:
+        hint = "eBPF does not have this limit; rules/README.md compares both"
+        yield Finding("warn", f"with nft, {what}", hint)
+
+
+def _guard(config: Config) -> Iterator[Finding]:
+    yield from _ruleset_trial("the leak guard", rules_of(config)["guard"])
+    for pattern in uncovered(config.datapath.taps):
+        what = f"the leak guard cannot cover taps named {pattern}"
+        yield Finding("warn", what, "until such a tap is enrolled nothing holds it back: use names, or a prefix and *")
+
+
+def _ruleset_trial(what: str, ruleset: str) -> Iterator[Finding]:
+    """Loads the very rules in a namespace where they meet nobody."""
+    if os.geteuid() != 0:
+        return
+    status, _, errors = _run(["unshare", "--net", "nft", "-f", "-"], ruleset)
+    if status == 0:
+        yield Finding("ok", f"rules of {what}")
+    else:
+        reason = errors.strip().splitlines()[:1] or ["no answer"]
+        hint = "nftables 1.0.6 or newer, and a kernel with the families netdev, bridge, inet and arp"
+        yield Finding("fail", f"{what} cannot be loaded: {reason[0]}", hint)
 
 
 def _bpf_syscall() -> Finding:
@@ -88,20 +150,16 @@ def _bpf_syscall() -> Finding:
     return Finding("ok", "bpf(2)")
 
 
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+def _version(text: str, places: int = 2) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:places])
 
 
-def _bpffs(config: Config) -> Iterator[Finding]:
+def _bpffs(config: Config) -> Finding:
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     if [config.host.bpffs, "bpf"] in [line.split()[1:3] for line in mounts]:
-        yield Finding("ok", f"bpf file system on {config.host.bpffs}")
-    else:
-        what = f"no bpf file system on {config.host.bpffs}"
-        yield Finding("warn", what, f"the agent mounts it; or `mount -t bpf bpf {config.host.bpffs}`")
-    if private_mounts("self", "1"):
-        what = "this is a private mount namespace: a bpf file system mounted here dies with it"
-        yield Finding("warn", what, "start the agent outside of `ip netns exec` and of unshare")
+        return Finding("ok", f"bpf file system on {config.host.bpffs}")
+    what = f"no bpf file system on {config.host.bpffs}"
+    return Finding("warn", what, f"the agent mounts it; or `mount -t bpf bpf {config.host.bpffs}`")
 
 
 def private_mounts(process: str, init: str) -> bool:
@@ -112,7 +170,7 @@ def private_mounts(process: str, init: str) -> bool:
         return False
 
 
-def _software() -> Iterator[Finding]:
+def _compiler() -> Iterator[Finding]:
     status, _, errors = _run([sys.executable, "-c", "import bcc; bcc.BPF"])  # 60 MB: in a child
     if status == 0:
         yield Finding("ok", "bcc for Python")
@@ -124,6 +182,9 @@ def _software() -> Iterator[Finding]:
         yield Finding("ok", "kernel headers for user space")
     else:
         yield Finding("fail", "no /usr/include/linux/bpf.h", "apt install linux-libc-dev")
+
+
+def _software() -> Iterator[Finding]:
     for command, package in ((["nft", "--version"], "nftables"), (["tc", "-V"], "iproute2")):
         status, output, _ = _run(command)
         if status == 0:
@@ -135,29 +196,26 @@ def _software() -> Iterator[Finding]:
 _TRIALS = (
     ("veth pairs", "ip link add msck0 type veth peer name msck1", "modprobe veth"),
     ("tap devices", "ip tuntap add dev msck2 mode tap", "modprobe tun"),
-    ("clsact for tc", "tc qdisc add dev msck0 clsact", "modprobe sch_ingress"),
+)
+_EBPF_TRIALS = (
+    ("clsact for tc", "ip link add msck0 type veth peer name msck1 && tc qdisc add dev msck0 clsact", "modprobe sch_ingress"),
     ("tc's bpf filter", "tc filter add dev msck0 ingress bpf da bytecode '1,6 0 0 0'", "modprobe cls_bpf"),
-    (
-        "nftables at ingress",
-        "nft 'add table netdev msck; "
-        "add chain netdev msck c {type filter hook ingress device msck0 priority 0;}'",
-        "modprobe nf_tables",
-    ),
 )
 
 
-def _kernel_trial() -> Iterator[Finding]:
+def _kernel_trial(trials: tuple[tuple[str, str, str], ...]) -> Iterator[Finding]:
+    """Runs commands, each of which may rest on those before, in a namespace of their own."""
     if os.geteuid() != 0:
-        yield Finding("warn", "links, tc and nft were not tried", "that needs root")
+        yield Finding("warn", f"{trials[-1][0]}: not tried", "that needs root")
         return
-    script = "".join(f"{command} >/dev/null 2>&1; echo $?\n" for _, command, _ in _TRIALS)
+    script = "".join(f"({command}) >/dev/null 2>&1; echo $?\n" for _, command, _ in trials)
     status, output, errors = _run(["unshare", "--net", "sh", "-c", script])
     results = output.split()
-    if status != 0 or len(results) != len(_TRIALS):
+    if status != 0 or len(results) != len(trials):
         what = f"no network namespace can be made: {errors.strip()}"
         yield Finding("fail", what, "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN")
         return
-    for (what, command, hint), result in zip(_TRIALS, results, strict=True):
+    for (what, command, hint), result in zip(trials, results, strict=True):
         yield Finding("ok", what) if result == "0" else Finding("fail", f"no {what} (`{command}`)", hint)
 
 
@@ -183,15 +241,17 @@ def _accounts(config: Config) -> Iterator[Finding]:
 
 
 def _filters(config: Config) -> Iterator[Finding]:
-    """Filters of others that see a tap's frames before ours."""
+    """Filters of others that see a tap's frames before ours: with nftables any, as tc comes first."""
     taps = [name for name in _links() if any(fnmatchcase(name, p) for p in config.datapath.taps)]
+    behind = FILTER_PRIORITY if config.datapath.datapath != "nft" else FILTER_PRIORITY_MAX + 1
     found = False
     for tap in taps:
         for entry in _json(["tc", "-j", "filter", "show", "dev", tap, "ingress"]):
-            if entry.get("pref", FILTER_PRIORITY) < FILTER_PRIORITY and "options" in entry:
+            foreign = not str(entry.get("options", {}).get("bpf_name", "")).startswith(f"{config.host.name}:")
+            if entry.get("pref", behind) < behind and "options" in entry and foreign:
                 found = True
                 what = f"{tap}: a {entry.get('kind')} filter of priority {entry['pref']} comes before ours"
-                hint = f"give it one above {FILTER_PRIORITY}, unless it lets metadata pass"
+                hint = f"give it one above {FILTER_PRIORITY}, with eBPF, unless it lets metadata pass"
                 yield Finding("warn", what, hint)
     if not found:
         yield Finding("ok", f"no filter is in the way on {len(taps)} guarded taps")
@@ -209,7 +269,7 @@ def _rules(config: Config) -> Iterator[Finding]:
     for block in re.split(r"^(?=table )", output, flags=re.MULTILINE):
         table = block.partition("{")[0].strip()
         hit = word.search(block)
-        if hit and not table.split()[-1].startswith(config.host.name):
+        if hit and table.split()[-1] not in tables_of(config):
             what = f"nftables: {table} has rules for {hit[1]}"
             yield Finding("warn", what, f"see `nft list {table}`: remove what served metadata before")
 
@@ -252,10 +312,12 @@ def _json(command: list[str]) -> list[dict[str, Any]]:
     return [entry for entry in found if entry]
 
 
-def _run(command: list[str]) -> tuple[int, str, str]:
+def _run(command: list[str], given: str = "") -> tuple[int, str, str]:
     """Exit status, output and errors of a child; 127 when it cannot be started or does not end."""
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_SECONDS, check=False)
+        ended = subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=CHILD_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return 127, "", str(error)
     return ended.returncode, ended.stdout, ended.stderr

@@ -1,4 +1,4 @@
-"""The operators' verbs. Each talks to the running agent; `agent`, `check` and `teardown` are the host's own.
+"""The operators' verbs. Each talks to the running agent; `agent`, `check`, `rules` and `teardown` are the host's own.
 
 What a verb needs is imported when it runs, so that the short ones start fast, and bcc never is.
 Whatever goes wrong is two lines on standard error: what happened, then what to do.
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -65,13 +65,17 @@ def cli(ctx: click.Context, config: Path | None, socket: Path | None) -> None:
 
 
 @cli.command()
+@click.option("--datapath", type=click.Choice(["ebpf", "nft", "auto"]), help="In place of datapath.datapath.")
 @click.pass_obj
-def agent(session: Session) -> int:
-    """Run the privileged side, until SIGTERM."""
+def agent(session: Session, datapath: Literal["ebpf", "nft", "auto"] | None) -> int:
+    """Run the privileged side, until SIGTERM.
+
+    On another datapath than the last run's it takes over: guarded taps stay guarded, open connections end.
+    """
     config = session.config()
     from shim import agent as privileged
 
-    return int(privileged.run(config))
+    return int(privileged.run(config.on(datapath) if datapath else config))
 
 
 @cli.command()
@@ -214,6 +218,22 @@ def check(session: Session, as_json: bool) -> int:
     found = findings(session.config())
     _show(as_json, {"findings": found}, lambda text: text.findings((f.level, f.what, f.hint) for f in found))
     return int(any(finding.level == "fail" for finding in found))
+
+
+@cli.command()
+@click.option("--datapath", type=click.Choice(["ebpf", "nft"]), help="Which one's.  [default: the configured one's]")
+@_json_option
+@click.pass_obj
+def rules(session: Session, datapath: Literal["ebpf", "nft"] | None, as_json: bool) -> None:
+    """Print what the agent would load into the kernel.
+
+    The programs or the ruleset, then the leak guard. It takes no agent and no root.
+    """
+    config = session.config()
+    from shim.host import rules_of
+
+    found = rules_of(config.on(datapath) if datapath else config)
+    _say(as_json, found, "\n".join(found.values()))
 
 
 @cli.command()

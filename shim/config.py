@@ -95,6 +95,10 @@ class Host(_Section, frozen=True):
 class Datapath(_Section, frozen=True):
     """What the kernel takes off the taps, and its limits."""
 
+    datapath: Annotated[
+        Literal["ebpf", "nft", "auto"],
+        Meta(description="What takes packets off the taps; `auto`: eBPF, or nftables where that cannot be had."),
+    ] = "auto"
     taps: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^[^\s/]{1,15}\Z")], ...],
         Meta(
@@ -246,6 +250,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         link = f"{self.host.name}0"
         if clash := [p for p in self.datapath.taps if fnmatchcase(link, p)]:
             raise ValueError(f"datapath.taps: {clash[0]!r} also matches metashim's own link {link}")
+
+    def on(self, datapath: Literal["ebpf", "nft", "auto"]) -> Config:
+        """The same with another datapath."""
+        replace = msgspec.structs.replace
+        return replace(self, datapath=replace(self.datapath, datapath=datapath))
 
     @property
     def control_socket(self) -> Path:

@@ -73,10 +73,11 @@ class Enrolment:
         port = self._of_slot.get(slot)
         return port if port is not None and port.generation == generation else None
 
-    async def adopt(self) -> None:
-        """Goes on with what the kernel holds from an earlier run, then settles all."""
+    async def adopt(self, former: Iterable[Enrolled] = ()) -> None:
+        """Goes on with what the kernel holds from an earlier run, or with what `former` tells of another datapath
+        that the run had, then settles all. A tap that both hold is as this datapath has it."""
         strays = []
-        for found in await self._datapath.observe():
+        for found in together(await self._datapath.observe(), former, self._slots.size):
             if not found.slot:
                 strays.append(found.ifindex)
             elif not found.ifindex:
@@ -87,7 +88,7 @@ class Enrolment:
         await self.settle(again=True)
         for ifindex in strays:
             if ifindex not in self.ports:
-                await self._datapath.remove(Port(0, 0, ifindex, "", OWN_NETNS, None, self._policy_of(None)))
+                await self._datapath.remove(nobodys(ifindex))
 
     def _adopted(self, found: Enrolled) -> Port:
         link = self._links.get(found.ifindex)
@@ -112,7 +113,7 @@ class Enrolment:
         if not wanted and ifindex in self.failures:
             del self.failures[ifindex]
             if not held:
-                await self._datapath.remove(_nobodys(ifindex))
+                await self._datapath.remove(nobodys(ifindex))
         try:
             for action in reconcile(*pairs, self._slots, self._clock(), again=again):
                 await self._apply(action)  # what follows a failure is not done: it may rest on it
@@ -176,7 +177,7 @@ class Enrolment:
     async def _shut(self, ifindex: int) -> None:
         """A tap that cannot be enrolled is guarded all the same: as nobody's, so that nothing passes there."""
         with contextlib.suppress(KernelError):  # why it cannot is known already
-            await self._datapath.ensure(_nobodys(ifindex))
+            await self._datapath.ensure(nobodys(ifindex))
 
     async def _silence(self, former: Port) -> None:
         """The tap is another's by now, who cannot be enrolled: at least nobody gets the former owner's data there."""
@@ -221,6 +222,26 @@ class Enrolment:
         self.failures[ifindex] = error
 
 
-def _nobodys(ifindex: int) -> Port:
+def nobodys(ifindex: int) -> Port:
     """What guards a tap without a slot of its own: slot 0 serves nobody."""
     return Port(0, 0, ifindex, "", OWN_NETNS, None, Policy())
+
+
+def together(found: list[Enrolled], former: Iterable[Enrolled], size: int) -> list[Enrolled]:
+    """What one datapath holds, and of what another one held all that does not contradict it.
+
+    A slot above `size`, or with a generation that is over, is nobody's to go on with: its tap gets another one.
+    """
+    taps = {one.ifindex for one in found if one.slot}
+    owned = {one.slot for one in found if one.ifindex}
+    resting = {one.slot: one.generation for one in found if one.slot and not one.ifindex}
+    more = [
+        one
+        for one in former
+        if 0 < one.slot <= size
+        and one.slot not in owned
+        and one.generation >= resting.get(one.slot, 0)
+        and (not one.ifindex or one.ifindex not in taps)
+    ]
+    superseded = {one.slot for one in more}
+    return [one for one in found if one.ifindex or one.slot not in superseded] + more

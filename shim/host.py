@@ -8,17 +8,29 @@ import os
 import pwd
 import socket
 import subprocess
+import zlib
 from pathlib import Path
+from typing import Literal
 
 from pyroute2 import AsyncIPRoute
 
 from shim.config import SLOTS_V4, SLOTS_V6, Config
 from shim.core.policy import Access, Policy
-from shim.datapath import abi
-from shim.datapath.ebpf import Ebpf
+from shim.datapath import abi, compile, guard_rules, nft_rules
+from shim.datapath.base import Datapath
+from shim.datapath.ebpf import RULES, Ebpf
+from shim.datapath.guard import Guard
+from shim.datapath.nft import Nft, ruleset
 from shim.errors import ConfigError, KernelError
 from shim.netlink import gateway as gateways
+from shim.netlink.nflog import NfLog
+from shim.netlink.nftables import Nftables
 from shim.netlink.tc import Filters
+
+NFLOG_GROUP_MAX = 0xFFFF
+
+Kind = Literal["ebpf", "nft"]
+OTHER: dict[str, Kind] = {"ebpf": "nft", "nft": "ebpf"}
 
 
 def notify(state: str) -> None:
@@ -34,8 +46,14 @@ def gateway_of(config: Config) -> gateways.Gateway:
     return gateways.Gateway(config.host.name, config.datapath.service_addresses, str(SLOTS_V4), str(SLOTS_V6))
 
 
-def datapath_of(config: Config, route: AsyncIPRoute) -> Ebpf:
-    """The datapath that a configuration asks for."""
+def datapath_of(config: Config, route: AsyncIPRoute, kind: Kind) -> Datapath:
+    """A datapath of that kind, with the configured settings."""
+    if kind == "ebpf":
+        return _ebpf(config, route)
+    return _nft(config)
+
+
+def _ebpf(config: Config, route: AsyncIPRoute) -> Ebpf:
     path = config.datapath
     settings = abi.pack_settings(
         list(path.service_addresses),
@@ -46,6 +64,52 @@ def datapath_of(config: Config, route: AsyncIPRoute) -> Ebpf:
         flows_per_port=path.flows_per_port,
     )
     return Ebpf(Filters(route), config.pins, settings, path.max_ports, path.flows_per_port)
+
+
+def _nft(config: Config) -> Nft:
+    settings = nft_settings(config)
+    return Nft(Nftables(settings.table), NfLog(settings.group), settings)
+
+
+def nft_settings(config: Config) -> nft_rules.Settings:
+    """What the rules of the nftables datapath are made for."""
+    path, name = config.datapath, config.host.name
+    return nft_rules.Settings(
+        table=name,
+        addresses=path.service_addresses,
+        service_ports=path.service_ports,
+        rate=path.connection_rate,
+        burst=path.connection_burst,
+        event_rate=path.event_rate,
+        max_ports=path.max_ports,
+        group=zlib.crc32(name.encode()) & NFLOG_GROUP_MAX or 1,
+    )
+
+
+def guard_of(config: Config) -> Guard:
+    """The leak guard for the configured taps and addresses."""
+    table = guard_rules.table_name(config.host.name)
+    return Guard({family: Nftables(table, family) for family in guard_rules.FAMILIES}, _guard_rules(config))
+
+
+def _guard_rules(config: Config) -> guard_rules.Ruleset:
+    path = config.datapath
+    return guard_rules.ruleset(config.host.name, path.taps, [*path.service_v4, *path.service_v6])
+
+
+def tables_of(config: Config) -> frozenset[str]:
+    """What the nftables tables are called that are ours."""
+    return frozenset({config.host.name, guard_rules.table_name(config.host.name)})
+
+
+def rules_of(config: Config) -> dict[str, str]:
+    """What the agent would load, by what it is: the source or the ruleset of the datapath, then the leak guard's.
+    Of `auto`, what it prefers."""
+    if config.datapath.datapath == "nft":
+        datapath = {"nft": ruleset(nft_settings(config))}
+    else:
+        datapath = {"ebpf": compile.source(RULES)}
+    return datapath | {"guard": _guard_rules(config).text}
 
 
 def default_policy(config: Config) -> Policy:

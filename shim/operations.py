@@ -17,11 +17,11 @@ from shim.control import shapes
 from shim.core.policy import Access, Family, Policy
 from shim.core.port import Port
 from shim.core.reconcile import closing
-from shim.datapath.base import Datapath
 from shim.enrolment import OWN_NETNS, Enrolment
 from shim.errors import KernelError, MetashimError, NotFoundError
 from shim.identity.resolve import Resolution, Resolver
 from shim.journal import Journal
+from shim.kernel import Kernel
 from shim.metadata.store import Store
 from shim.workers import Workers
 
@@ -40,7 +40,7 @@ class AgentOperations:
         self,
         config: Config,
         store: Store,
-        datapath: Datapath,
+        kernel: Kernel,
         enrolment: Enrolment,
         resolver: Resolver,
         workers: Workers,
@@ -51,7 +51,7 @@ class AgentOperations:
     ) -> None:
         self._config = config
         self._store = store
-        self._datapath = datapath
+        self._kernel = kernel
         self._enrolment = enrolment
         self._resolver = resolver
         self._workers = workers
@@ -70,7 +70,9 @@ class AgentOperations:
             version=__version__,
             pid=os.getpid(),
             uptime_seconds=round(time.monotonic() - self._began, 3),
-            datapath=self._datapath.name,
+            datapath=self._kernel.datapath.name,
+            fallback=self._kernel.fallback,
+            lacks=list(self._kernel.datapath.lacks),
             service_addresses=list(self._config.datapath.service_addresses),
             service_ports=list(self._config.datapath.service_ports),
             instances=len(self._known()),
@@ -236,7 +238,7 @@ class AgentOperations:
         return [shapes.CounterView(p.tap, p.netns, p.instance, self._counted(p)) for p in ports]
 
     def _counted(self, port: Port) -> dict[str, int]:
-        return {verdict.label: number for verdict, number in self._datapath.counters(port.slot).items()}
+        return {verdict.label: number for verdict, number in self._kernel.datapath.counters(port.slot).items()}
 
     async def events(self, after: int, wait: float) -> shapes.EventsView:
         return await self._journal.after(after, wait)

@@ -271,6 +271,7 @@ class Workers:
         """Ends all workers in good order, within `grace` seconds."""
         self._stopping.set()
         for worker in self.all:
+            worker.pid = worker.pid or running(self._note(worker.number))  # an earlier run's, not taken over yet
             if worker.pid:
                 _kill(worker.pid, signal.SIGTERM)
         _, late = await asyncio.wait(self._tasks, timeout=grace + 1) if self._tasks else (set(), set())

@@ -149,7 +149,11 @@ class WorkerView(msgspec.Struct, frozen=True):
 
 
 class StatusView(msgspec.Struct, frozen=True):
-    """GET /v1/status. `ailments` is empty when all is well; `states` counts ports by their state."""
+    """GET /v1/status. `ailments` is empty when all is well; `states` counts ports by their state.
+
+    `fallback` says why the datapath is not eBPF where the configuration leaves the choice, `lacks` what of the
+    contract this datapath cannot do.
+    """
 
     version: str
     pid: int
@@ -161,6 +165,8 @@ class StatusView(msgspec.Struct, frozen=True):
     states: dict[str, int]
     workers: list[WorkerView]
     ailments: list[Ailment]
+    fallback: str = ""
+    lacks: list[str] = []
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -95,7 +95,7 @@ def access(v4: str, v6: str) -> str:
 
 
 def status(view: shapes.StatusView) -> None:
-    """The agent's state in six lines, then what is not well."""
+    """The agent's state in a few lines, then what is not well."""
     total = sum(view.states.values())
     states = ", ".join(f"{count} {name}" for name, count in view.states.items() if count)
     up = sum(worker.pid > 0 for worker in view.workers)
@@ -108,6 +108,8 @@ def status(view: shapes.StatusView) -> None:
         [
             ("agent", f"{view.version}, pid {view.pid}, up {duration(view.uptime_seconds)}"),
             ("datapath", view.datapath),
+            *(("", f"in place of ebpf: {why}") for why in (view.fallback,) if why),
+            *(("", f"with {view.datapath}: {what}") for what in view.lacks),
             ("service", f"{', '.join(view.service_addresses)}; port {ports}"),
             ("taps", f"{total}: {states}" if total else "none"),
             ("instances", view.instances),

@@ -67,7 +67,9 @@ class Tables(Protocol):
 class Logs(Protocol):
     """What the rules log to one nflog group."""
 
-    fd: int
+    @property
+    def fd(self) -> int:
+        """Readable when `read` has something; -1 while it is not open."""
 
     def open(self) -> None:
         """Begins to listen. Raises KernelError when somebody else does."""

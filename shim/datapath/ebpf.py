@@ -34,7 +34,7 @@ class Ebpf:
     """One datapath; see Datapath for the methods. `settings` is what abi.pack_settings made."""
 
     name = "ebpf"
-    lacks = ()
+    lacks: tuple[str, ...] = ()
 
     def __init__(self, filters: Filters, pins: Path, settings: bytes, max_ports: int, flows_per_port: int) -> None:
         self._filters = filters

@@ -22,7 +22,7 @@ class Fake:
     """
 
     name = "fake"
-    lacks = ()
+    lacks: tuple[str, ...] = ()
     fd = -1
 
     def __init__(self, settings: bytes, clock: Callable[[], int]) -> None:

@@ -71,7 +71,7 @@ class Nft:
     """One datapath; see Datapath for the methods. `link_name` tells the name of an ifindex, None of one that has gone."""
 
     name = "nft"
-    lacks = (
+    lacks: tuple[str, ...] = (
         "guests that tag their frames (802.1Q, 802.1ad) are refused: nftables cannot put tags on replies",
         "a guest that probes whether a service address is free (RFC 4862) is not answered",
     )

@@ -46,10 +46,13 @@ def uuid_of(number: int) -> UUID:
 
 
 class Hypervisor:
-    """An agent of its own in `lab`'s hypervisor. `settings` is TOML put behind what is set here."""
+    """An agent of its own in `lab`'s hypervisor. `settings` is TOML put behind what is set here; `datapath` is what
+    the agent is started with, empty for what the settings say."""
 
-    def __init__(self, lab: Lab, settings: str = "", host: str = "", proxy: str = "", identity: str = "") -> None:
-        self.lab = lab
+    def __init__(
+        self, lab: Lab, settings: str = "", host: str = "", proxy: str = "", identity: str = "", datapath: str = ""
+    ) -> None:
+        self.lab, self.datapath = lab, datapath
         self.name = f"e{os.getpid() % 100000}x{next(_counter)}"
         self.folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
         self.folder.chmod(0o755)
@@ -92,8 +95,10 @@ class Hypervisor:
         """What a teardown should have removed and did not."""
         paths = [Path("/run/netns") / self.name, BPFFS / self.name, self.run]
         links = self.lab.host.links() & {f"{self.name}0"}
+        shown = self.lab.host.run(["nft", "list", "tables"], check=False).stdout.splitlines()
+        tables = [line for line in shown if self.name in line]
         processes = [f"process {pid}" for pid in self.lab.host.pids()]
-        return [str(path) for path in paths if path.exists()] + sorted(links) + processes
+        return [str(path) for path in paths if path.exists()] + tables + sorted(links) + processes
 
     @property
     def argv(self) -> list[str]:
@@ -107,18 +112,20 @@ class Hypervisor:
     def api(self) -> Client:
         return Client(self.run / "control.sock", 15.0)
 
-    def begin(self) -> subprocess.Popen[bytes]:
+    def begin(self, **environment: str) -> subprocess.Popen[bytes]:
         """Start an agent without waiting for it."""
-        environment = os.environ | {"NOTIFY_SOCKET": str(self.folder / "notify")}
+        variables = [f"{name}={value}" for name, value in environment.items()]
+        variables.append(f"NOTIFY_SOCKET={self.folder / 'notify'}")
+        options = ["--datapath", self.datapath] if self.datapath else []
         with self.log.open("ab") as log:
             self.agent = self.lab.run_in_host(
-                [*self.argv, "agent"], cwd=str(ROOT), env=environment, stdout=log, stderr=log
+                ["env", *variables, *self.argv, "agent", *options], cwd=str(ROOT), stdout=log, stderr=log
             )
         return self.agent
 
-    def start(self) -> None:
+    def start(self, **environment: str) -> None:
         """Start an agent and wait until it says that it is ready."""
-        agent = self.begin()
+        agent = self.begin(**environment)
         self._notify.settimeout(0.1)
         end = time.monotonic() + START_SECONDS
         while agent.poll() is None and time.monotonic() < end:

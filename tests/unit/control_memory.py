@@ -40,6 +40,8 @@ class Memory:
         self.waited: list[float] = []
         self.fail: MetashimError | None = None
         self.refuse: set[UUID] = set()
+        self.datapath, self.fallback = "ebpf", ""
+        self.lacks: list[str] = []
 
     def _begin(self) -> None:
         fail, self.fail = self.fail, None
@@ -69,7 +71,9 @@ class Memory:
         ill = [shapes.Ailment("identity", "file: bad", "mend it")]
         workers = [shapes.WorkerView(4242, 3, 1), shapes.WorkerView(0, 0, 2)]
         addresses = ["169.254.169.254", "fd00:ec2::254"]
-        return shapes.StatusView("0.1.0", 4141, 11530.5, "ebpf", addresses, [80], 2, states, workers, ill)
+        return shapes.StatusView(
+            "0.1.0", 4141, 11530.5, self.datapath, addresses, [80], 2, states, workers, ill, self.fallback, self.lacks
+        )
 
     async def ports(self) -> list[shapes.PortView]:
         self._begin()

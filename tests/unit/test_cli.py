@@ -81,7 +81,21 @@ def test_status(run: Shell) -> None:
         "           - identity: file: bad",
         "             mend it",
     ]
-    assert run("status", "--json").json["states"] == {"serving": 2, "refused": 0, "no-identity": 1}
+    shown = run("status", "--json").json
+    assert (shown["fallback"], shown["lacks"]) == ("", [])
+    assert shown["states"] == {"serving": 2, "refused": 0, "no-identity": 1}
+
+
+def test_status_of_what_auto_fell_back_on(run: Shell, memory: Memory) -> None:
+    memory.datapath, memory.fallback, memory.lacks = "nft", "No module named 'bcc'", ["VLAN tags", "more"]
+    assert run("status").out.splitlines()[1:5] == [
+        "datapath   nft",
+        "           in place of ebpf: No module named 'bcc'",
+        "           with nft: VLAN tags",
+        "           with nft: more",
+    ]
+    shown = run("status", "--json").json
+    assert (shown["datapath"], shown["fallback"], shown["lacks"]) == ("nft", memory.fallback, memory.lacks)
 
 
 def test_list(run: Shell, memory: Memory) -> None:
@@ -392,7 +406,7 @@ def test_configuration(tmp_path: Path, memory: Memory, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["--config", str(config), "status"]) == 3
     assert capsys.readouterr().err.splitlines()[1] == "  did you mean max_ports?"
-    for verb in ("agent", "check", "teardown"):
+    for verb in ("agent", "check", "rules", "teardown"):
         assert main(["--config", str(config), verb]) == 3
 
 
@@ -416,7 +430,7 @@ def test_every_verb_has_help_and_json(run: Shell, verb: str) -> None:
 
 def test_the_verbs_are_those_that_are_promised() -> None:
     on_the_agent = "status list show set attach detach enable disable counters events"
-    assert set(cli.commands) == {*on_the_agent.split(), "agent", "check", "teardown", "completion"}
+    assert set(cli.commands) == {*on_the_agent.split(), "agent", "check", "rules", "teardown", "completion"}
 
 
 # --- the host's own verbs
@@ -428,7 +442,7 @@ def privileged(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     calls: list[tuple[str, str]] = []
 
     def start(config: Any) -> int:
-        calls.append(("run", config.host.name))
+        calls.append(("run", f"{config.host.name} on {config.datapath.datapath}"))
         return 7
 
     fake = types.SimpleNamespace(
@@ -442,7 +456,14 @@ def privileged(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 def test_agent_ends_with_its_status(run: Shell, privileged: types.SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text('[host]\nname = "abc"\n')
     assert main(["--config", str(tmp_path / "m.toml"), "agent"]) == 7
-    assert privileged.calls == [("run", "abc")]
+    assert privileged.calls == [("run", "abc on auto")]
+
+
+def test_agent_on_a_datapath(run: Shell, privileged: types.SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text('[datapath]\ndatapath = "nft"\n')
+    config = ("--config", str(tmp_path / "m.toml"), "agent")
+    assert [main(config), main((*config, "--datapath", "ebpf")), main((*config, "--datapath", "iptables"))] == [7, 7, 2]
+    assert privileged.calls == [("run", "metashim on nft"), ("run", "metashim on ebpf")]
 
 
 def test_teardown(run: Shell, privileged: types.SimpleNamespace) -> None:

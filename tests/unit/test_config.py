@@ -50,6 +50,7 @@ BAD = [
     ("host.run_dir", f'"/{"x" * 95}"'),
     ("host.state_dir", '"a\\u0000b"'),
     ("host.bpffs", "3"),
+    ("datapath.datapath", '"nftables"'),
     ("datapath.taps", "[]"),
     ("datapath.taps", '"tap*"'),
     ("datapath.taps", '["*"]'),
@@ -117,6 +118,7 @@ def test_every_setting_has_a_case_above() -> None:
 GOOD = [
     ("host.name", '"a-1"'),
     ("host.run_dir", f'"/{"x" * 93}"'),
+    ("datapath.datapath", '"nft"'),
     ("datapath.taps", '["tap?", "vnet[0-9]*"]'),
     ("datapath.service_addresses", '["10.0.0.1","10.0.0.2","10.0.0.3","10.0.0.4","fd00::1"]'),
     ("datapath.service_ports", "[80, 8080, 8775, 65535]"),
@@ -140,6 +142,14 @@ def test_two_settings_that_fit_only_together() -> None:
 def test_a_pattern_must_not_guard_metashims_own_link() -> None:
     what, _ = refused('[host]\nname = "vnet-a"\n')
     assert what == "m.toml: datapath.taps: 'vnet*' also matches metashim's own link vnet-a0"
+
+
+def test_another_datapath_leaves_the_rest_as_it_is() -> None:
+    config = parse(b'[host]\nname = "x"\n[datapath]\nmax_ports = 7\n', "m.toml")
+    assert config.datapath.datapath == "auto"
+    other = config.on("nft")
+    assert (other.host.name, other.datapath.max_ports, other.datapath.datapath) == ("x", 7, "nft")
+    assert other.on("auto") == config
 
 
 def test_near_misses_are_named() -> None:
@@ -171,7 +181,7 @@ def test_load_says_which_file(tmp_path: Path) -> None:
 
 def test_settings_describe_every_field_once() -> None:
     found = settings()
-    assert len({s.name for s in found}) == len(found) == 26
+    assert len({s.name for s in found}) == len(found) == 27
     assert all(s.sentence.endswith(".") and s.type and s.default for s in found)
     ports = next(s for s in found if s.name == "datapath.max_ports")
     assert (ports.type, ports.default) == ("number 1 to 65535", "4096")

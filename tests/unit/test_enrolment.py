@@ -11,8 +11,9 @@ import pytest
 from shim.core.policy import Access, Policy
 from shim.core.port import SLOT_QUARANTINE, Port, Slots
 from shim.datapath import abi
+from shim.datapath.base import Enrolled
 from shim.datapath.fake import Fake
-from shim.enrolment import Enrolment
+from shim.enrolment import Enrolment, together
 from shim.errors import KernelError
 from shim.identity.alias import Alias
 from shim.identity.resolve import Resolver
@@ -234,3 +235,57 @@ def test_generations_outlive_an_agent(instance: UUID | None) -> None:
         assert after.enrolment.ports[2].generation == 2
 
     asyncio.run(story())
+
+
+@story
+async def test_another_datapath_goes_on_in_the_same_slots(before: Host) -> None:
+    for ifindex, instance in ((1, ONE), (2, TWO), (3, None), (4, TWO)):
+        before.link(ifindex, instance)
+    await before.enrolment.settle()
+    before.datapath.unplug(2)
+    after = Host()
+    for ifindex, instance in ((1, ONE), (3, None), (4, TWO), (5, ONE)):
+        after.link(ifindex, instance)
+    await after.enrolment.adopt(await before.datapath.observe())
+    for ifindex in (1, 3, 4):
+        assert after.enrolment.ports[ifindex] == before.enrolment.ports[ifindex]
+    assert await after.kernel() == {1: ONE, 3: None, 4: TWO, 5: ONE}
+    assert after.enrolment.ports[5].slot not in {port.slot for port in before.enrolment.ports.values()}
+
+
+@story
+async def test_where_both_datapaths_hold_a_tap_the_new_one_is_believed(host: Host) -> None:
+    """A hand-over that was cut short: the new one has some taps already, one of which changed hands since."""
+    former = [Enrolled(1, 1, 1, ONE), Enrolled(2, 1, 2, TWO), Enrolled(9, 1, 3, ONE), Enrolled(0, 0, 4, None)]
+    host.link(1, TWO)
+    await host.enrolment.settle()
+    assert host.enrolment.ports[1].slot == 1
+    after = Host(host.datapath)
+    for ifindex, instance in ((1, TWO), (2, TWO), (3, ONE), (4, ONE)):
+        after.link(ifindex, instance)
+    await after.enrolment.adopt(former)
+    ports = after.enrolment.ports
+    assert {ifindex: port.instance for ifindex, port in ports.items()} == {1: TWO, 2: TWO, 3: ONE, 4: ONE}
+    assert (ports[1].slot, ports[2].slot) == (1, 2)
+    assert ports[3].slot <= 8, "there is no slot 9 here"
+    assert len({port.slot for port in ports.values()}) == 4
+
+
+@pytest.mark.parametrize(
+    ("found", "former", "want"),
+    [
+        ([], [Enrolled(3, 2, 7, ONE)], [Enrolled(3, 2, 7, ONE)]),
+        ([Enrolled(3, 1, 8, TWO)], [Enrolled(3, 2, 7, ONE)], [Enrolled(3, 1, 8, TWO)]),  # the slot is taken
+        ([Enrolled(4, 1, 7, TWO)], [Enrolled(3, 2, 7, ONE)], [Enrolled(4, 1, 7, TWO)]),  # the tap is known
+        ([Enrolled(3, 5, 0, None)], [Enrolled(3, 2, 7, ONE)], [Enrolled(3, 5, 0, None)]),  # that owner is over
+        ([Enrolled(3, 1, 0, None)], [Enrolled(3, 2, 7, ONE)], [Enrolled(3, 2, 7, ONE)]),
+        ([Enrolled(3, 1, 0, None)], [Enrolled(3, 2, 0, None)], [Enrolled(3, 2, 0, None)]),
+        ([Enrolled(3, 2, 0, None)], [Enrolled(4, 2, 0, None)], [Enrolled(3, 2, 0, None), Enrolled(4, 2, 0, None)]),
+        ([Enrolled(0, 0, 7, None)], [Enrolled(3, 2, 7, ONE)], [Enrolled(0, 0, 7, None), Enrolled(3, 2, 7, ONE)]),
+        ([], [Enrolled(0, 0, 7, None), Enrolled(9, 1, 7, ONE)], []),
+    ],
+)
+def test_what_two_datapaths_hold_together(
+    found: list[Enrolled], former: list[Enrolled], want: list[Enrolled]
+) -> None:
+    assert together(found, former, 8) == want
