@@ -55,13 +55,16 @@ _HOOKS = {"bridge": "prerouting", "inet": "prerouting", "arp": "input"}
 
 _JUDGE = """\
 	chain judge {
-		meta protocol vmap { 0x0800 : goto ipv4_0, 0x86dd : goto ipv6_0, 0x0806 : goto arp_0, \
+		meta protocol 0x0800 goto ipv4_0
+		meta protocol 0x86dd goto ipv6_0
+		meta protocol vmap { 0x0806 : goto arp_0, \
 0x8100 : goto tag_1, 0x88a8 : goto tag_1, 0x9100 : goto tag_1 }
 	}
 """
 _JUDGE_INET = """\
 	chain judge {
-		meta protocol vmap { 0x0800 : goto ipv4_0, 0x86dd : goto ipv6_0 }
+		meta protocol 0x0800 goto ipv4_0
+		meta protocol 0x86dd goto ipv6_0
 	}
 """
 _JUDGE_ARP = """\
@@ -103,12 +106,23 @@ _IP4 = """\
 
 # RFC 8200, RFC 4861. Behind hop-by-hop options, routing, a fragment header or destination options there may be
 # discovery too.
+# TCP and UDP between addresses that end otherwise are done with first: they are nearly all that passes here.
 _IP6 = """\
-	chain ipv6_$d {
-		@nh,$source6,128 { $service6 } drop
-		@nh,$destination6,128 { $service6 } drop
+	chain behind_ipv6_$d {
 		@nh,$following,8 vmap { 58 : goto icmp6_$d, 0 : goto behind_$d, 43 : goto behind_$d, \
 44 : goto fragment_$d, 60 : goto behind_$d }
+	}
+	chain near_ipv6_$d {
+		@nh,$source6,128 { $service6 } drop
+		@nh,$destination6,128 { $service6 } drop
+		goto behind_ipv6_$d
+	}
+	chain ipv6_$d {
+		@nh,$source6_end,32 { $endings6 } goto near_ipv6_$d
+		@nh,$destination6_end,32 { $endings6 } goto near_ipv6_$d
+		@nh,$following,8 6 accept
+		@nh,$following,8 17 accept
+		goto behind_ipv6_$d
 	}
 """
 
@@ -159,6 +173,8 @@ _OFFSETS = {
     "hop_limit": 56,
     "source6": 64,
     "destination6": 192,
+    "source6_end": 160,
+    "destination6_end": 288,
     "extension": 320,
     "fragment_offset": 336,
     "arp_protocol": 16,
@@ -240,6 +256,7 @@ def _addresses(addresses: list[IPv4Address | IPv6Address]) -> dict[str, str]:
     return {
         "service4": _set(four or [NOBODY_4]),
         "service6": _set(six or [NOBODY_6]),
+        "endings6": _set(address & 0xFFFFFFFF for address in six or [NOBODY_6]),
         "groups": _set(groups or [NOBODY_6]),
     }
 

@@ -165,6 +165,8 @@ OF_OTHERS = {
     "namesake's report": group(
         IPv6ExtHdrHopByHop(options=[RouterAlert()]), ICMPv6MLReport(mladdr=SERVICE_GROUP), hlim=1
     ),
+    "namesake's tcp": unicast(IPv6(src=NAMESAKE, dst="fd00:1::a9fe:a9fe"), TCP(dport=80)),
+    "ping of a namesake": unicast(IPv6(src=GUEST_V6, dst=NAMESAKE), ICMPv6EchoRequest()),
     "udp to the group": group(UDP(dport=5000)),
     "redirect": unicast(IPv6(dst=NEIGHBOUR_V6, hlim=255), ICMPv6ND_Redirect(tgt="fe80::9", dst="fd00::9")),
     "options6": unicast(IPv6(dst=NEIGHBOUR_V6), IPv6ExtHdrDestOpt(), TCP()),
