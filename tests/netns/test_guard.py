@@ -103,6 +103,9 @@ def group(*layers, dst=SERVICE_GROUP, **fields):
     return frame
 
 
+# Of an address that ends as the service's does, the solicited-node group is the service's too.
+NAMESAKE = "fd00:1::254"
+
 ASK = ICMPv6ND_NS(tgt=SERVICE_V6)
 LONG = IPv6ExtHdrHopByHop(options=[PadN(optdata=b"x" * 40)])
 SERVICE = {
@@ -133,6 +136,7 @@ SERVICE = {
     "solicitation": group(ASK),
     "probe": group(ASK, src="::"),
     "solicitation link-local": group(ICMPv6ND_NS(tgt=SERVICE_LINK_LOCAL), dst="ff02::1:fffe:a9fe"),
+    "solicitation of a namesake": group(ASK, src=NAMESAKE),
     "solicitation to all": group(ASK, dst="ff02::1"),
     "solicitation to one": unicast(IPv6(src=GUEST_V6, dst=NEIGHBOUR_V6, hlim=255), ASK),
     "advertisement": group(ICMPv6ND_NA(tgt=SERVICE_V6), dst="ff02::1"),
@@ -157,8 +161,6 @@ NOT_READABLE = {
     "six tags": Raw(tagged(unicast(to4(), TCP()), [(0x88A8, vid) for vid in range(1, 7)])),
 }
 
-# Of an address that ends as the service's does, the solicited-node group is the service's too.
-NAMESAKE = "fd00:1::254"
 OF_OTHERS = {
     "namesake's solicitation": group(ICMPv6ND_NS(tgt=NAMESAKE)),
     "namesake's solicitation behind options": group(IPv6ExtHdrHopByHop(), ICMPv6ND_NS(tgt=NAMESAKE)),
