@@ -13,10 +13,16 @@ PLENTY = "[datapath]\nconnection_rate = 100000\nconnection_burst = 100000\n"
 """For tests that open more connections than a guest may: the limit itself has tests of its own."""
 
 
+@pytest.fixture(scope="module", params=["ebpf", "nft"])
+def datapath(request: pytest.FixtureRequest) -> str:
+    """Each in turn, for tests of what both must do."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Hypervisor]:
+def shared(datapath: str) -> Iterator[Hypervisor]:
     """One that runs, for all tests of a module: they use taps and instances of their own."""
-    with Lab() as lab, Hypervisor(lab, PLENTY) as site:
+    with Lab() as lab, Hypervisor(lab, PLENTY, datapath=datapath) as site:
         site.start()
         yield site
 

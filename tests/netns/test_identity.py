@@ -6,6 +6,7 @@ import itertools
 import time
 
 import pytest
+from scapy.layers.l2 import ARP, Ether
 
 from tests.lab import VethGuest, service_frames
 from tests.lab.namespace import wait_until
@@ -176,20 +177,24 @@ class TestReuse:
             first.close()  # and the second with it, by its index
 
     def test_the_same_ifindex_name_and_owner_is_guarded_again(self, shared, tap):
-        """All that is compared is equal, yet the new device has no filter: it must not pass for the old one."""
+        """All that is compared is equal, yet nothing is on the new device: it must not pass for the old one."""
         shared.api.attach(tap, uuid_of(13))
         first = plug(shared, tap)
         shared.await_port(tap, uuid_of(13))
         script = (
-            f"link del {tap}\nlink add {tap} index {first.tap_ifindex} type veth peer name tapx{first.tap_ifindex}\n"
+            f"link del {tap}\nlink add {tap} index {first.tap_ifindex} type veth peer name peer{tap}\n"
+            f"link set {tap} up\nlink set peer{tap} up\n"
         )
         shared.lab.host.run(["ip", "-batch", "-"], input=script, stdin=None)
 
-        def guarded() -> bool:
-            shown = shared.lab.host.run(["tc", "filter", "show", "dev", tap, "ingress"], check=False).stdout
-            return "from_instance" in shown
+        question = ARP(op="who-has", hwsrc=FACE["mac"], psrc="10.0.0.8", pdst=V4)
+        with shared.lab.capture(f"peer{tap}") as peer:
 
-        wait_until(guarded, "the filter on the new device", 3)
+            def answered() -> bool:
+                peer.send(bytes(Ether(src=FACE["mac"], dst="ff:ff:ff:ff:ff:ff") / question))
+                return bool(peer.recv(0.05, lambda frame: ARP in Ether(frame) and Ether(frame)[ARP].psrc == V4))
+
+            wait_until(answered, "an answer by the new device", 3)
         shared.lab.host.run(["ip", "link", "del", tap])
 
     def test_a_renamed_tap(self, shared, tap):
@@ -221,9 +226,9 @@ class TestReuse:
 
 
 class TestNoSlotLeft:
-    def test_refused_and_said_and_guarded(self, lab):
+    def test_refused_and_said_and_guarded(self, lab, datapath):
         """Slots rest for a minute, so a second identity on the only one's tap finds none: it gets nothing."""
-        with Hypervisor(lab, "[datapath]\nmax_ports = 1\n") as site:
+        with Hypervisor(lab, "[datapath]\nmax_ports = 1\n", datapath=datapath) as site:
             guest = lab.veth_guest("one", "tap1", **FACE)
             name(site, guest, f"metashim:{uuid_of(1)}")
             site.start()

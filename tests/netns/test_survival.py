@@ -38,8 +38,8 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def lasting() -> Iterator[Scene]:
-    with Lab() as lab, Hypervisor(lab, PLENTY) as site:
+def lasting(datapath: str) -> Iterator[Scene]:
+    with Lab() as lab, Hypervisor(lab, PLENTY, datapath=datapath) as site:
         on, off = (lab.veth_guest(f"g{n}", f"tap{n}", **SAME) for n in (1, 2))
         site.start()
         site.api.attach("tap1", A)

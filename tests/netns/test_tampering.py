@@ -24,9 +24,9 @@ TOGGLES = 200
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[tuple[Hypervisor, VethGuest, VethGuest]]:
+def place(datapath: str) -> Iterator[tuple[Hypervisor, VethGuest, VethGuest]]:
     """Two enrolled guests, `B` is disabled."""
-    with Lab() as lab, Hypervisor(lab, PLENTY) as site:
+    with Lab() as lab, Hypervisor(lab, PLENTY, datapath=datapath) as site:
         guests = [lab.veth_guest(f"g{n}", f"tap{n}", **FACE) for n in (1, 2)]
         site.start()
         site.api.attach("tap1", A)
@@ -45,10 +45,59 @@ def fds(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+def tables(site: Hypervisor) -> set[str]:
+    """What stands in nftables, by lines, without what packets change: counters and the elements of sets."""
+    shown = site.lab.host.run(["nft", "--stateless", "--terse", "list", "ruleset"]).stdout
+    return {line.strip() for line in shown.splitlines()}
+
+
 def has_filter(lab: Lab, tap: str) -> bool:
     return "from_instance" in lab.host.run(["tc", "filter", "show", "dev", tap, "ingress"], check=False).stdout
 
 
+@pytest.fixture
+def filters(place: tuple[Hypervisor, VethGuest, VethGuest], datapath: str) -> Iterator[None]:
+    """For tests of tc filters, which the other datapath has none of."""
+    if datapath != "ebpf":
+        pytest.skip("it has no tc filters")
+    yield
+
+
+class TestTablesThatGo:
+    COMMANDS = ("flush ruleset", "delete table inet guard-{}", "flush chain bridge guard-{} from_taps")
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_are_put_back_soon_and_others_are_left_alone(self, place, command, datapath):
+        """The guests' frames for the service get nowhere meanwhile, unless all that held them was flushed at once;
+        somebody else's table is not ours to put back."""
+        site, guest, refused = place
+        site.lab.host.run(["nft", "add table inet others"])
+        before = tables(site)
+        with site.lab.capture("uplink", site.lab.wire) as wire:
+            site.lab.host.run(["nft", command.format(site.name)])
+            assert outcome(refused, timeout=0.3) in ("refused", "timeout")
+            await_outcome(refused, "refused", seconds=2)
+            await_outcome(guest, str(A), seconds=2)
+            wanted = before if "ruleset" not in command else before - {"table inet others {"}
+            wait_until(lambda: tables(site) == wanted, "the tables", 2)
+            leaked = service_frames(wire.frames())
+        site.lab.host.run(["nft", "add table inet others; delete table inet others"])
+        assert leaked == [] or (datapath, command) == ("nft", "flush ruleset")
+        assert site.api.status().ailments == []
+
+    def test_of_the_datapath_alone(self, place, datapath):
+        """The leak guard holds what its tap's chain does not take off any more."""
+        site, guest, refused = place
+        if datapath == "nft":
+            site.lab.host.run(["nft", f"delete table netdev {site.name}"])
+            with site.lab.capture("uplink", site.lab.wire) as wire:
+                await_outcome(refused, "refused", seconds=2)
+                await_outcome(guest, str(A), seconds=2)
+                assert service_frames(wire.frames()) == []
+        assert (f"table netdev {site.name} {{" in tables(site)) == (datapath == "nft")
+
+
+@pytest.mark.usefixtures("filters")
 class TestFiltersThatGo:
     @pytest.mark.parametrize(
         "command", ["qdisc del dev tap1 clsact", "filter del dev tap1 ingress", "filter del dev tap1 ingress prio 7"]
@@ -78,6 +127,8 @@ class TestFiltersThatGo:
         assert "pref 99" in shown
         site.lab.host.run(["tc", "filter", "del", "dev", "tap1", "ingress", "prio", "99"])
 
+
+class TestPeace:
     def test_nothing_goes_on_for_ever(self, place):
         """What is put back must not look like another's work: the agent would never come to rest."""
         site, *_ = place
@@ -98,6 +149,7 @@ class TestGateway:
             assert outcome(refused) == "refused"
             assert service_frames(wire.frames()) == []
 
+    @pytest.mark.usefixtures("filters")
     def test_its_filter_is_deleted(self, place):
         site, guest, _ = place
         site.lab.host.run(["tc", "qdisc", "del", "dev", f"{site.name}0", "clsact"])
