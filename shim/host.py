@@ -75,7 +75,7 @@ def nft_settings(config: Config) -> nft_rules.Settings:
     """What the rules of the nftables datapath are made for."""
     path, name = config.datapath, config.host.name
     return nft_rules.Settings(
-        table=name,
+        table=nft_rules.table_name(name),
         addresses=path.service_addresses,
         service_ports=path.service_ports,
         rate=path.connection_rate,
@@ -99,7 +99,7 @@ def _guard_rules(config: Config) -> guard_rules.Ruleset:
 
 def tables_of(config: Config) -> frozenset[str]:
     """What the nftables tables are called that are ours."""
-    return frozenset({config.host.name, guard_rules.table_name(config.host.name)})
+    return frozenset({nft_rules.table_name(config.host.name), guard_rules.table_name(config.host.name)})
 
 
 def rules_of(config: Config) -> dict[str, str]:

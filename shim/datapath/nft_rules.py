@@ -6,6 +6,7 @@ verdict, hop limit or tag. What is of one port is in nft_ports.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,7 +15,7 @@ from string import Template
 
 from shim.core.policy import HOP_LIMIT_DEFAULT
 from shim.core.verdict import Verdict
-from shim.datapath import abi
+from shim.datapath import abi, guard_rules
 
 SERVICE_MAC = "02:00:a9:fe:a9:fe"
 HOST_MAC = "02:00:00:00:00:01"
@@ -29,7 +30,6 @@ OPENING, QUIET = "5s", "10m"
 OPENING_SECONDS = 5
 PROXY_CONNECTIONS = 1024  # of one guest: what the proxy would hold open, with room
 
-TAGS_SEEN = 4
 GROUP = int(IPv6Address("ff02::1:ff00:0"))
 EXTENSIONS = "0, 43, 50, 51, 60, 135, 139, 140, 253, 254"
 WITH_RESET = (Verdict.NO_FLOW, Verdict.DISABLED_RESET)
@@ -63,6 +63,11 @@ class Settings:
         """The most connections of all ports, if each of them opens as many as it may: so none takes another's."""
         each = self.burst + 3 * OPENING_SECONDS * self.rate + PROXY_CONNECTIONS
         return min(self.max_ports * each, (1 << 31) - 1)
+
+
+def table_name(name: str) -> str:
+    """What the datapath's table is called on a host named so. The name is last: nft wants a letter first."""
+    return f"datapath-{name}"
 
 
 def ruleset(settings: Settings, template: str, family: str) -> str:
@@ -107,7 +112,7 @@ def _values(settings: Settings) -> dict[str, str | int]:
         "report_no_flow": _report(settings, Verdict.NO_FLOW),
         "report_disabled_reset": _report(settings, Verdict.DISABLED_RESET),
         "hops": "\n".join(map(_hop, range(1, HOP_LIMIT_DEFAULT + 1))),
-        "tags": "\n".join(_tag(service4, service6, depth) for depth in range(1, TAGS_SEEN + 1)),
+        "tags": _tagged([*settings.service4, *settings.service6]),
         "answers_arp": _lines(
             f"@nh,192,32 {_number(a)} arp daddr ip set arp saddr ip arp saddr ip set {a} fwd to iif" for a in service4
         ),
@@ -166,34 +171,10 @@ def _hop(limit: int) -> str:
     return f"\tchain hop{limit} {{\n\t\tip ttl set {limit}\n\t\tip6 hoplimit set {limit}\n\t}}"
 
 
-def _tag(service4: Sequence[IPv4Address], service6: Sequence[IPv6Address], depth: int) -> str:
-    """A chain for frames whose network header, as the kernel sees it, begins with so many tags.
-
-    They are only looked under: nftables can neither take tags off nor put them on.
-    """
-    kind, at = 32 * depth - 16, 32 * depth
-    four, six = _list(map(_number, service4)), _list(map(_number, service6))
-    groups = _list(sorted({_number(_group(a)) for a in service6}))
-    tag = "{ 0x8100, 0x88a8, 0x9100 }"
-    protocols = [
-        (0x0800, [f"@nh,{at + 96},32 {{ {four} }}", f"@nh,{at + 128},32 {{ {four} }}"], f"@nh,{at + 128},32"),
-        (0x0806, [f"@nh,{at + 112},32 {{ {four} }}", f"@nh,{at + 192},32 {{ {four} }}"], f"@nh,{at + 192},32"),
-        (0x86DD, [
-            f"@nh,{at + 64},128 {{ {six} }}",
-            f"@nh,{at + 192},128 {{ {six} }}",
-            f"@nh,{at + 48},8 58 @nh,{at + 320},8 135-137 @nh,{at + 384},128 {{ {six} }}",
-            f"@nh,{at + 48},8 58 @nh,{at + 320},8 137 @nh,{at + 512},128 {{ {six} }}",
-            f"@nh,{at + 48},8 != 58 @nh,{at + 192},128 {{ {groups} }}",
-        ], f"@nh,{at + 192},128"),
-    ]  # fmt: skip
-    rules = [f"@nh,{kind},16 {tag} goto {f'tag{depth + 1}' if depth < TAGS_SEEN else 'refuse_tagged'}"]
-    if depth == TAGS_SEEN - 1:  # the kernel has taken one off
-        rules.insert(0, f"meta protocol != 0x9100 @nh,{kind},16 {tag} goto refuse_tagged")
-    for number, matches, readable in protocols:
-        rules += [f"@nh,{kind},16 {number:#06x} {match} goto refuse_tagged" for match in matches]
-        rules += [f"@nh,{kind},16 {number:#06x} {readable} {any_value} accept" for any_value in ("0", "!= 0")]
-    rules += [f"@nh,{kind},16 {{ 0x0800, 0x0806, 0x86dd }} goto refuse_cut"]
-    return f"\tchain tag{depth} {{\n{_lines(rules)}\n\t}}"
+def _tagged(addresses: Sequence[IPv4Address | IPv6Address]) -> str:
+    """Frames with tags in the packet are looked behind as the leak guard does, and refused: nftables can neither take
+    tags off nor put them on."""
+    return re.sub(r"\bdrop$", "goto refuse_tagged", guard_rules.tagged(addresses), flags=re.MULTILINE)
 
 
 def _families(settings: Settings) -> list[dict[str, str | int]]:

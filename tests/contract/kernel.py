@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pyroute2 import AsyncIPRoute
 
+from shim.datapath import nft_rules
 from shim.datapath.base import Datapath, Enrolled
 from shim.datapath.ebpf import Ebpf
 from shim.datapath.nft import Nft
@@ -71,7 +72,7 @@ class Hypervisor:
     def datapath(self) -> Datapath:
         """The datapath as an agent has it that starts: opened, nothing looked at yet."""
         if self.kind == "nft":
-            settings = replace(NFT_SETTINGS, table=self.gateway.name)
+            settings = replace(NFT_SETTINGS, table=nft_rules.table_name(self.gateway.name))
             made: Datapath = Nft(Nftables(settings.table), NfLog(settings.group), settings)
         else:
             made = Ebpf(Filters(self.route), self.pins, SETTINGS, MAX_PORTS, FLOWS)
@@ -152,6 +153,12 @@ class KernelRig:
             flooded = [frame for frame in tap.recv(SETTLE) if bytes(frame) not in {bytes(f) for f in seen}]
             assert flooded == []
         return seen
+
+    def passed_until(self, last: bytes) -> list[bytes]:
+        """What goes on to the wire behind the bridge, up to a frame that is known to."""
+        seen: list[Frame] = self._wires[0].recv(PATIENCE, want=lambda frame: frame == last)
+        assert seen and seen[-1] == last
+        return list(seen[:-1])
 
     def leaks(self) -> list[Frame]:
         """Frames with a service address that went on from any guarded tap since the rig was made."""

@@ -53,6 +53,10 @@ class Lab:
         quick = {"br_stp_state": 0, "br_forward_delay": 0, "br_mcast_snooping": 0}
         self.host.ip.link("add", ifname=BRIDGE, kind="bridge", **quick)
         self.host.sysctl(f"net.ipv6.conf.{BRIDGE}.addr_gen_mode", 1)
+        for family in ("ip", "ip6", "arp"):
+            # br_netfilter, where it is loaded, trims and drops what a bridge itself would carry.
+            with contextlib.suppress(FileNotFoundError):
+                self.host.sysctl(f"net.bridge.bridge-nf-call-{family}tables", 0)
         self.host.set_up(self.host.index(BRIDGE))
 
     def _uplink(self) -> None:

@@ -197,8 +197,6 @@ class Site:
 
     def __init__(self, lab: Lab, *, ipv6: bool = False) -> None:
         self.lab = lab
-        for family in ("ip", "ip6", "arp"):  # or br_netfilter would look at what is bridged, and drop what is malformed
-            lab.host.sysctl(f"net.bridge.bridge-nf-call-{family}tables", 0)
         for namespace in () if ipv6 else (lab.host, lab.wire):
             namespace.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
             namespace.sysctl("net.ipv6.conf.default.disable_ipv6", 1)

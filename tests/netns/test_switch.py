@@ -107,7 +107,7 @@ class TestSwitch:
         assert not Path(f"/sys/fs/bpf/{scene.site.name}").exists()
         scene.switch("ebpf")
         shown = host.run(["nft", "list", "tables"]).stdout
-        assert f"table netdev {scene.site.name}\n" not in shown
+        assert f"table netdev datapath-{scene.site.name}\n" not in shown
 
     @pytest.mark.parametrize("configured", ["ebpf", "nft"])
     def test_teardown_removes_either_whatever_is_configured(self, scene, configured):
