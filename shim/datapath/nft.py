@@ -57,6 +57,11 @@ class Held:
     generation: int = 0
     pieces: frozenset[Piece] = NOTHING
 
+    @property
+    def device(self) -> str:
+        """The name of the tap."""
+        return next((piece.device for piece in self.pieces if isinstance(piece, Hook)), "")
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -68,7 +73,7 @@ class Owner:
 
 
 class Nft:
-    """One datapath; see Datapath for the methods. `link_name` tells the name of an ifindex, None of one that has gone."""
+    """One datapath; see Datapath for the methods. `link_name` tells a link's name by its ifindex; None: it has gone."""
 
     name = "nft"
     lacks: tuple[str, ...] = (
@@ -86,7 +91,10 @@ class Nft:
         self._tables = tables
         self._logs = logs
         self._settings = settings
+        self._text = ruleset(settings)
+        self._rules = nft_rules.count(self._text)
         self._version = nft_rules.version(settings, *_texts())
+        self._known = False
         self._link_name = link_name
         self._held: dict[int, Held] = {}
         self._owners: dict[int, Owner] = {}
@@ -99,18 +107,25 @@ class Nft:
     async def open(self, gateway_ifindex: int) -> None:
         self._gateway = gateway_ifindex
         self._logs.open()
-        if self._tables.elements(self._version) is None:
+        if not self._known:
+            self._read()
+        if not self._is_whole():
             self._load()
         self._place_gateway()
 
+    def _is_whole(self) -> bool:
+        """Whether just these rules are there, each of them: a rule in the place of another is not seen."""
+        expected = self._rules + len(self._tables.hooks())
+        return self._tables.elements(self._version) is not None and self._tables.rules() == expected
+
     def _load(self) -> None:
-        """The rules, and in the same transaction every port that an older version of them had: none is open between."""
-        self._read()
+        """The rules, and in the same transaction every port that is known of: none is open in between."""
         table = self._settings.table
-        ports = [piece for held in self._held.values() for piece in held.pieces]
-        ports += [piece for owner in self._owners.values() for piece in owner.pieces]
-        renewed = f"table netdev {table}\ndelete table netdev {table}\n{ruleset(self._settings)}"
-        self._tables.load("\n".join([renewed, *(nft_ports.text(table, piece) for piece in ports)]))
+        alive = [held for ifindex, held in self._held.items() if self._link_name(ifindex) == held.device]
+        pieces = [piece for each in (*alive, *self._owners.values()) for piece in each.pieces]
+        renewed = f"table netdev {table}\ndelete table netdev {table}\n{self._text}"
+        self._tables.load("\n".join([renewed, *(nft_ports.text(table, piece) for piece in pieces)]))
+        self._read()
 
     def _place_gateway(self) -> None:
         """Where delivered segments go, and where replies come from: the host's end of the gateway's link."""
@@ -138,6 +153,7 @@ class Nft:
 
     def _read(self) -> None:
         """Learns what the table has, and takes out what belongs to nobody, or to taps that have gone."""
+        self._known = True
         self._owners = self._read_owners()
         of_mark: dict[bytes, set[Piece]] = {}
         for name in nft_ports.OF_PORT:
@@ -242,7 +258,7 @@ class Nft:
                 self._release(ifindex)
 
     async def recheck(self) -> None:
-        if self._tables.elements(self._version) is None:
+        if not self._is_whole():
             self._load()
             self._place_gateway()
         self._read()

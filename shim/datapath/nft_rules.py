@@ -82,6 +82,11 @@ def version(settings: Settings, template: str, family: str) -> str:
     return "rules_" + sha256(f"{settings}{template}{family}".encode()).hexdigest()[:12]
 
 
+def count(text: str) -> int:
+    """How many rules a ruleset has: one in each line that stands so deep."""
+    return sum(line.startswith("\t\t") and not line.isspace() for line in text.splitlines())
+
+
 def _values(settings: Settings) -> dict[str, str | int]:
     service4 = settings.service4 or [abi.NO_ADDRESS4]
     service6 = settings.service6 or [abi.NO_ADDRESS6]
