@@ -15,7 +15,7 @@ help: ## what can be made
 setup: ## install what is missing: Debian packages, and a virtual environment in .venv
 	@./setup.sh
 
-demo: ## two guests with one address, each with its own metadata; shuts one off (DATAPATH=ebpf)
+demo: ## two guests with one address, each with its own metadata; shuts one off (DATAPATH=ebpf or nft)
 	@if [ "$$(id -u)" != 0 ]; then echo "make demo: run it as root: it makes network namespaces" >&2; exit 1; fi
 	@./setup.sh curl
 	@$(PYTHON) -m demo.run --datapath $(DATAPATH)

@@ -29,7 +29,7 @@ LOG_LINES = 15
 def main() -> int:
     """0: all as it must be; 1: a step was wrong; 2: wrong usage; 128 + n: ended by signal n."""
     parser = argparse.ArgumentParser(prog="python -m demo.run", description="Two look-alike guests, told apart.")
-    parser.add_argument("--datapath", choices=["ebpf"], default="ebpf")
+    parser.add_argument("--datapath", choices=["ebpf", "nft"], default="ebpf")
     parser.add_argument("--name", type=name, default=f"demo{secrets.token_hex(3)}", help="of all that it makes")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
@@ -38,7 +38,7 @@ def main() -> int:
     show, began = Show(), time.perf_counter()
     show.title(f"metashim on {arguments.datapath}: two guests with one address, each with metadata of its own")
     adopt_orphans()
-    stage, status = plan(arguments.name), 1
+    stage, status = plan(arguments.name, arguments.datapath), 1
     try:
         build(stage)
         status = watch(start(show, stage))

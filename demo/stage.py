@@ -40,6 +40,7 @@ state_dir = "{folder}/state"
 bpffs = "{folder}/bpf"
 
 [datapath]
+datapath = "{datapath}"
 taps = ["tap-*"]
 
 [identity]
@@ -59,6 +60,8 @@ class Stage:
     name: str
     prefix: str
     folder: Path
+    datapath: str
+    """`ebpf` or `nft`: never the one for the other."""
     proxy_user: str
     netns_found: bool
     """Whether /run/netns was a mount already, as the first `ip netns add` since boot makes it one."""
@@ -93,10 +96,10 @@ class Stage:
         return [sys.executable, "-m", "shim", "--config", str(self.config), verb]
 
 
-def plan(name: str) -> Stage:
+def plan(name: str, datapath: str) -> Stage:
     """The names of a stage; nothing is made yet. `name` is at most 12 characters: host.name has no more room."""
     folder = Path(tempfile.gettempdir(), f"metashim-{name}-{secrets.token_hex(4)}")
-    return Stage(name, f"{name}x", folder, _proxy_user(), _is_mounted(RUN_NETNS))
+    return Stage(name, f"{name}x", folder, datapath, _proxy_user(), _is_mounted(RUN_NETNS))
 
 
 def build(stage: Stage) -> None:
@@ -104,7 +107,8 @@ def build(stage: Stage) -> None:
     stage.folder.mkdir()
     stage.folder.chmod(0o755)  # the proxy, which is not root, reads the store in it
     (stage.folder / "bpf").mkdir()
-    stage.config.write_text(CONFIG.format(name=stage.name, folder=stage.folder, user=stage.proxy_user))
+    names = {"name": stage.name, "folder": stage.folder, "datapath": stage.datapath, "user": stage.proxy_user}
+    stage.config.write_text(CONFIG.format(**names))
     if not stage.netns_found:
         with _netns_lock():
             _mount_netns()

@@ -96,6 +96,7 @@ def tell(show: Show, stage: Stage) -> None:
         agent = start_agent(show, stage, lab)
         with show.step(f"two guests, both {ADDRESS} at {MAC}"):
             scene = Scene(show, stage, lab, wires, plug(lab, ALICE), plug(lab, BOB))
+        expect("the datapath", scene.answer("status")["datapath"], stage.datapath)
         look_alikes(scene)
         identities(scene)
         own_answers(scene)
@@ -336,10 +337,12 @@ def take_down(scene: Scene, agent: Agent) -> None:
         agent.terminate()
         expect("the agent's exit status", agent.wait(10), 0)
         expect("processes in the hypervisor", scene.lab.host.pids(), [])
-    with scene.show.step("teardown: no program, map, link or namespace is left"):
+    with scene.show.step("teardown: no program, table, filter, link or namespace is left"):
         scene.show.command("metashim teardown")
         scene.lab.host.run(scene.stage.argv("teardown"), cwd=ROOT)
         expect("pins", [path.name for path in scene.stage.pins.glob("*")], [])
+        tables = scene.lab.host.run(["nft", "list", "tables"]).stdout
+        expect("tables", [line for line in tables.splitlines() if scene.stage.name in line], [])
         expect("links", {name for name in scene.lab.host.links() if name.startswith(scene.stage.name)}, set())
         filters = [scene.lab.host.run(["tc", "filter", "show", "dev", tap, "ingress"]).stdout for tap in TAPS.values()]
         expect("filters", "".join(filters), "")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+DATAPATHS = ("ebpf", "nft")
 STORY_SECONDS = 90
 RUN_NETNS = Path("/run/netns")
 Demo = subprocess.Popen[str]
@@ -50,9 +51,9 @@ class Host:
         self.name = f"td{secrets.token_hex(3)}"
         self._started: list[Demo] = []
 
-    def start(self) -> Demo:
+    def start(self, datapath: str = "ebpf") -> Demo:
         name = f"{self.name}{len(self._started)}"
-        argv = [sys.executable, "-m", "demo.run", "--datapath", "ebpf", "--name", name]
+        argv = [sys.executable, "-m", "demo.run", "--datapath", datapath, "--name", name]
         environment = os.environ | {"TMPDIR": str(self.temporary)}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         demo = subprocess.Popen(argv, cwd=ROOT, start_new_session=True, env=environment, **pipes)
@@ -99,8 +100,9 @@ def stop(demo: Demo, number: int) -> tuple[int, str]:
     return demo.returncode, output
 
 
-def test_comes_out_well(host):
-    demo = host.start()
+@pytest.mark.parametrize("datapath", DATAPATHS)
+def test_comes_out_well(host, datapath):
+    demo = host.start(datapath)
     read_to(demo, "the agent is up")
     assert set(host.traces()) == {"namespaces", "mounts", "files", "processes"}, "else the others prove nothing"
     output, _ = demo.communicate(timeout=STORY_SECONDS)
@@ -110,16 +112,17 @@ def test_comes_out_well(host):
 
 
 def test_two_at_the_same_time(host):
-    both = [host.start(), host.start()]
+    both = [host.start(datapath) for datapath in DATAPATHS]
     for demo in both:
         output, _ = demo.communicate(timeout=STORY_SECONDS)
         assert demo.returncode == 0, output
 
 
 # Three moments of the story, wherever in it they fall; printed so that one that fails can be had again.
-@pytest.mark.parametrize("moment", sorted(random.uniform(0.4, 6.0) for _ in range(3)), ids=lambda m: f"{m:.3f}s")
-def test_interrupted(host, moment):
-    demo = host.start()
+@pytest.mark.parametrize("moment", sorted(random.uniform(0.4, 4.5) for _ in range(3)), ids=lambda m: f"{m:.3f}s")
+@pytest.mark.parametrize("datapath", DATAPATHS)
+def test_interrupted(host, datapath, moment):
+    demo = host.start(datapath)
     time.sleep(moment)
     status, output = stop(demo, signal.SIGINT)
     assert status == 128 + signal.SIGINT, output
