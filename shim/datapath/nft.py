@@ -122,7 +122,8 @@ class Nft:
         """The rules, and in the same transaction every port that is known of: none is open in between."""
         table = self._settings.table
         alive = [held for ifindex, held in self._held.items() if self._link_name(ifindex) == held.device]
-        pieces = [piece for each in (*alive, *self._owners.values()) for piece in each.pieces]
+        pieces = [piece for held in alive for piece in held.pieces]
+        pieces += [piece for owner in self._owners.values() for piece in owner.pieces]
         renewed = f"table netdev {table}\ndelete table netdev {table}\n{self._text}"
         self._tables.load("\n".join([renewed, *(nft_ports.text(table, piece) for piece in pieces)]))
         self._read()

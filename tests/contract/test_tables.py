@@ -104,7 +104,7 @@ def test_what_somebody_undid_is_made_again(bench, harm):
 
 
 def test_what_was_flushed_is_back_with_the_audit_alone(bench):
-    """In one transaction, policies and all: ten thousand taps are not open while the agent goes from one to the next."""
+    """In one transaction, policies and all: no tap is open while the agent goes from one to the next."""
     bench.enrol("a", CLOSED)
     bench.enrol("b")
     nft(bench, "flush ruleset")
