@@ -13,10 +13,14 @@ PLENTY = "[datapath]\nconnection_rate = 100000\nconnection_burst = 100000\n"
 """For tests that open more connections than a guest may: the limit itself has tests of its own."""
 
 
-@pytest.fixture(scope="module", params=["ebpf", "nft"])
+on_both = pytest.mark.parametrize("datapath", ["ebpf", "nft"], indirect=True, scope="module")
+"""For tests of what either datapath must do on a whole hypervisor."""
+
+
+@pytest.fixture(scope="module")
 def datapath(request: pytest.FixtureRequest) -> str:
-    """Each in turn, for tests of what both must do."""
-    return str(request.param)
+    """The one that a test names, or eBPF."""
+    return str(getattr(request, "param", "ebpf"))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from scapy.layers.l2 import ARP, Ether
 
 from tests.lab import VethGuest, service_frames
 from tests.lab.namespace import wait_until
+from tests.netns.conftest import on_both
 from tests.netns.hypervisor import Hypervisor, uuid_of
 from tests.netns.talk import V4, V6, Ended, Talk, ask, await_outcome, connect, outcome
 
@@ -39,6 +40,7 @@ def cut(talk: Talk) -> bool:
     raise AssertionError(f"still answered: {answer}")
 
 
+@on_both
 class TestAlias:
     def test_set_changed_and_removed_under_a_live_tap(self, shared, tap):
         guest = plug(shared, tap)
@@ -133,6 +135,7 @@ class TestFile:
         assert ailments() == []
 
 
+@on_both
 class TestReuse:
     def test_the_same_name_is_another_guest(self, shared, tap):
         first = plug(shared, tap)
@@ -225,6 +228,7 @@ class TestReuse:
         await_outcome(guest, str(uuid_of(15)))
 
 
+@on_both
 class TestNoSlotLeft:
     def test_refused_and_said_and_guarded(self, lab, datapath):
         """Slots rest for a minute, so a second identity on the only one's tap finds none: it gets nothing."""

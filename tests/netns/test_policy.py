@@ -14,9 +14,11 @@ from scapy.layers.l2 import Ether
 
 from shim.core.policy import Access, Family
 from tests.lab import VethGuest
+from tests.netns.conftest import on_both
 from tests.netns.hypervisor import Hypervisor, uuid_of
 from tests.netns.talk import ALL, V4, V6, Talk, ask, outcome, unanswered
 
+pytestmark = on_both
 LOOPS = int(os.environ.get("METASHIM_LOOPS", "200"))
 _number = itertools.count(1)
 OUTCOMES = {Access.RESET: "refused", Access.DROP: "timeout", Access.FORBID: "403"}

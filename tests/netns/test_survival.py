@@ -13,7 +13,7 @@ import pytest
 from shim.core.policy import Access
 from tests.lab import Lab, VethGuest, Wire, service_frames
 from tests.lab.namespace import wait_until
-from tests.netns.conftest import PLENTY
+from tests.netns.conftest import PLENTY, on_both
 from tests.netns.hypervisor import Hypervisor, uuid_of
 from tests.netns.talk import ALL, V4, V6, Talk, await_outcome, outcome
 
@@ -70,6 +70,7 @@ def worker_gone(pid: int) -> bool:
         return True
 
 
+@on_both
 class TestAgentKilled:
     def test_all_goes_on_without_an_agent_and_with_the_next(self, scene):
         with Talk(scene.on, V4) as four, Talk(scene.on, V6) as six:
@@ -125,6 +126,7 @@ class TestAgentKilled:
             assert outcome(scene.on) == "403"
 
 
+@on_both
 class TestAgentLeaves:
     def test_sigquit_keeps_workers_and_connections(self, scene):
         with Talk(scene.on) as talk:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab import Lab, VethGuest, service_frames
 from tests.lab.namespace import wait_until
-from tests.netns.conftest import PLENTY
+from tests.netns.conftest import PLENTY, on_both
 from tests.netns.hypervisor import BPFFS, Hypervisor, uuid_of
 from tests.netns.talk import V4, await_outcome, outcome
 
@@ -55,14 +55,7 @@ def has_filter(lab: Lab, tap: str) -> bool:
     return "from_instance" in lab.host.run(["tc", "filter", "show", "dev", tap, "ingress"], check=False).stdout
 
 
-@pytest.fixture
-def filters(place: tuple[Hypervisor, VethGuest, VethGuest], datapath: str) -> Iterator[None]:
-    """For tests of tc filters, which the other datapath has none of."""
-    if datapath != "ebpf":
-        pytest.skip("it has no tc filters")
-    yield
-
-
+@on_both
 class TestTablesThatGo:
     COMMANDS = ("flush ruleset", "delete table inet guard-{}", "flush chain bridge guard-{} from_taps")
 
@@ -89,15 +82,14 @@ class TestTablesThatGo:
         """The leak guard holds what its tap's chain does not take off any more."""
         site, guest, refused = place
         if datapath == "nft":
-            site.lab.host.run(["nft", f"delete table netdev {site.name}"])
+            site.lab.host.run(["nft", f"delete table netdev datapath-{site.name}"])
             with site.lab.capture("uplink", site.lab.wire) as wire:
                 await_outcome(refused, "refused", seconds=2)
                 await_outcome(guest, str(A), seconds=2)
                 assert service_frames(wire.frames()) == []
-        assert (f"table netdev {site.name} {{" in tables(site)) == (datapath == "nft")
+        assert (f"table netdev datapath-{site.name} {{" in tables(site)) == (datapath == "nft")
 
 
-@pytest.mark.usefixtures("filters")
 class TestFiltersThatGo:
     @pytest.mark.parametrize(
         "command", ["qdisc del dev tap1 clsact", "filter del dev tap1 ingress", "filter del dev tap1 ingress prio 7"]
@@ -127,7 +119,13 @@ class TestFiltersThatGo:
         assert "pref 99" in shown
         site.lab.host.run(["tc", "filter", "del", "dev", "tap1", "ingress", "prio", "99"])
 
+    def test_of_the_gateway(self, place):
+        site, guest, _ = place
+        site.lab.host.run(["tc", "qdisc", "del", "dev", f"{site.name}0", "clsact"])
+        assert await_outcome(guest, str(A), seconds=10) < 5
 
+
+@on_both
 class TestPeace:
     def test_nothing_goes_on_for_ever(self, place):
         """What is put back must not look like another's work: the agent would never come to rest."""
@@ -139,6 +137,7 @@ class TestPeace:
         assert sum(map(int, stat.read_text().split()[13:15])) - before < 20  # ticks of 10 ms
 
 
+@on_both
 class TestGateway:
     def test_its_link_is_deleted(self, place):
         site, guest, refused = place
@@ -148,12 +147,6 @@ class TestGateway:
             assert await_outcome(guest, str(A), seconds=10) < 5
             assert outcome(refused) == "refused"
             assert service_frames(wire.frames()) == []
-
-    @pytest.mark.usefixtures("filters")
-    def test_its_filter_is_deleted(self, place):
-        site, guest, _ = place
-        site.lab.host.run(["tc", "qdisc", "del", "dev", f"{site.name}0", "clsact"])
-        assert await_outcome(guest, str(A), seconds=10) < 5
 
     def test_its_link_is_set_down(self, place):
         site, guest, _ = place
@@ -172,6 +165,7 @@ class TestGateway:
         assert (Path("/run/netns") / site.name).exists()
 
 
+@on_both
 class TestStorm:
     def test_taps_come_and_go(self, place):
         """With the identity in the alias, of a changing owner; at the end nothing of them is left."""
@@ -223,6 +217,7 @@ class TestStorm:
         wait_until(lambda: len(site.api.ports()) == 2, "the ports to go", 10)
 
 
+@on_both
 class TestNoLeaks:
     def test_of_descriptors_or_memory(self, place):
         site, guest, _ = place

@@ -9,9 +9,11 @@ import time
 import pytest
 
 from tests.lab import VethGuest, service_frames
+from tests.netns.conftest import on_both
 from tests.netns.hypervisor import Hypervisor, uuid_of
 from tests.netns.talk import ALL, ID, V4, V6, Talk, ask, outcome
 
+pytestmark = on_both
 MAC = "02:00:00:00:00:05"
 SAME = {"mac": MAC, "v4": "10.0.0.5/24", "v6": "fd00:1::5/64"}
 REQUESTS = int(os.environ.get("METASHIM_LOAD", "20000"))

@@ -22,8 +22,14 @@ import pytest
 import shim
 from shim import errors
 from shim.cli import EPILOG, cli, main
+from shim.config import Config
+from shim.config import Host as HostSettings
 from shim.control import shapes
 from shim.core.policy import Access, Policy
+from shim.datapath import compile, guard_rules
+from shim.datapath.ebpf import RULES
+from shim.datapath.nft import ruleset
+from shim.host import nft_settings
 from tests.unit.control_memory import NOBODY, ONE, TWO, Host, Memory
 
 ROOT = Path(__file__).parents[2]
@@ -470,6 +476,26 @@ def test_teardown(run: Shell, privileged: types.SimpleNamespace) -> None:
     assert run("teardown").out == "all of metashim is removed from the kernel\n"
     assert run("teardown", "--json").json == {"removed": "metashim"}
     assert privileged.calls == [("teardown", "metashim")] * 2
+
+
+def test_rules_are_what_would_be_loaded(run: Shell, tmp_path: Path) -> None:
+    config = Config(host=HostSettings(name="h7"))
+    (tmp_path / "m.toml").write_text('[host]\nname = "h7"\n')
+
+    def rules(*arguments: str) -> str:
+        run("--version")
+        assert main(["--config", str(tmp_path / "m.toml"), "rules", *arguments]) == 0
+        return str(run._capture.readouterr().out)
+
+    guard = guard_rules.ruleset("h7", config.datapath.taps, [*config.datapath.service_v4, *config.datapath.service_v6])
+    assert rules() == rules("--datapath", "ebpf") == f"{compile.source(RULES)}\n{guard.text}\n"
+    text = rules("--datapath", "nft")
+    assert text.startswith(ruleset(nft_settings(config))) and text.endswith(f"{guard.text}\n")
+    assert "table netdev datapath-h7 {" in text and "table bridge guard-h7 {" in text
+    assert json.loads(rules("--datapath", "nft", "--json"))["guard"] == guard.text
+    assert sorted(json.loads(rules("--json"))) == ["ebpf", "guard"]
+    (tmp_path / "m.toml").write_text('[datapath]\ndatapath = "nft"\n')
+    assert sorted(json.loads(rules("--json"))) == ["guard", "nft"]
 
 
 # --- completion

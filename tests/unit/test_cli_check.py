@@ -69,9 +69,9 @@ def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
     nft add table ip old
     nft 'add chain ip old c { type nat hook prerouting priority 0; }'
     nft add rule ip old c ip daddr 169.254.169.254 tcp dport 80 redirect to :9697
-    nft add table ip metashim
-    nft 'add chain ip metashim c'
-    nft add rule ip metashim c ip daddr 169.254.169.254 drop
+    nft add table ip guard-metashim
+    nft 'add chain ip guard-metashim c'
+    nft add rule ip guard-metashim c ip daddr 169.254.169.254 drop
     nft add table ip other
     nft 'add chain ip other c'
     nft add rule ip other c ip daddr 169.254.169.25 drop
@@ -111,6 +111,51 @@ def test_missing_programs_and_a_missing_user(tmp_path: Path) -> None:
     }
     assert "apt install nftables" in found["no nft"].hint
     assert matching(found, "no network namespace")
+
+
+@root
+@needs_root
+@pytest.mark.parametrize(("datapath", "level", "code"), [("ebpf", "fail", 1), ("auto", "warn", 0), ("nft", None, 0)])
+def test_without_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datapath: str, level: str, code: int) -> None:
+    (tmp_path / "bcc.py").write_text("raise ImportError('none here')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    config = f'[proxy]\nuser = "{USER}"\n[datapath]\ndatapath = "{datapath}"\n'
+    status, found = check(tmp_path, config=config)
+    assert status == code
+    missing = matching(found, "bcc cannot be imported: ImportError: none here")
+    assert [f.level for f in missing] == ([level] if level else [])
+    assert [f.level for f in matching(found, "with nft, guests that tag their frames")] == (
+        [] if datapath == "ebpf" else ["warn"]
+    )
+    if datapath == "auto":
+        assert missing[0].hint.endswith("`auto` takes nftables until then")
+    if datapath == "nft":
+        assert not matching(found, "bpf(2)") and not matching(found, "bpf file system"), "it needs none of that"
+
+
+@root
+@needs_root
+def test_taps_that_the_leak_guard_cannot_cover(tmp_path: Path) -> None:
+    config = f'[proxy]\nuser = "{USER}"\n[datapath]\ntaps = ["tap*", "vnet[0-9]", "eth7"]\n'
+    status, found = check(tmp_path, config=config)
+    assert status == 0
+    named = matching(found, "the leak guard cannot cover")
+    assert [(f.level, f.what.split()[-1]) for f in named] == [("warn", "vnet[0-9]")]
+
+
+@root
+@needs_root
+def test_rules_that_do_not_load_are_a_fault(tmp_path: Path) -> None:
+    """An nft that refuses everything stands in for an old one."""
+    old = tmp_path / "nft"
+    version = '[ "$1" = --version ] && echo "nftables v0.9.8 (E.D.S.)" && exit'
+    old.write_text(f'#!/bin/sh\n{version}\necho "syntax error" >&2\nexit 1\n')
+    old.chmod(0o755)
+    status, found = check(tmp_path, path=f"{tmp_path}:{os.environ['PATH']}")
+    assert status == 1
+    assert found["the leak guard cannot be loaded: syntax error"].level == "fail"
+    assert found["the nftables datapath cannot be loaded: syntax error"].level == "warn", "eBPF is there"
+    assert matching(found, "nft v0.9.8 is older") == [] and matching(found, "nft 0.9.8 is older")
 
 
 @root
