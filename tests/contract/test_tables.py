@@ -12,7 +12,7 @@ import pytest
 from shim.core.policy import Access, Policy
 from shim.core.verdict import Verdict
 from shim.datapath import nft_rules
-from shim.datapath.nft import Nft
+from shim.datapath.nft import Nft, ruleset
 from shim.errors import KernelError
 from shim.netlink.nflog import NfLog
 from shim.netlink.nftables import Nftables, Watch, subscribe
@@ -238,3 +238,20 @@ def test_nothing_is_left_after_teardown(bench):
         assert not datapath.left()
     assert table(bench) not in nft(bench, "list ruleset")
     bench.rig.run(datapath.open(bench.rig.host.link))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"addresses": ("169.254.169.254",)},
+        {"addresses": ("fe80::a9fe:a9fe",)},
+        {"addresses": (*(f"169.254.1.{n}" for n in range(4)), *(f"fd00::{n}:1" for n in range(4)))},
+        {"service_ports": (80, 81, 82, 83)},
+        {"event_rate": 0},
+        {"rate": 1_000_000, "burst": 1_000_000, "event_rate": 10_000, "max_ports": 65535},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_nft_takes_the_rules_of_any_settings(bench, change):
+    text = ruleset(replace(NFT_SETTINGS, table="datapath-trial", **change))
+    bench.rig.host.lab.host.run(["nft", "--check", "--file", "-"], input=text, stdin=None)
