@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab import Lab, VethGuest, Wire, service_frames
 from tests.netns.conftest import PLENTY
-from tests.netns.hypervisor import Hypervisor, uuid_of
+from tests.netns.hypervisor import ROOT, Hypervisor, uuid_of
 from tests.netns.talk import ALL, V4, V6, Talk, await_outcome, outcome
 
 A, B = uuid_of(1), uuid_of(2)
@@ -110,16 +110,19 @@ class TestSwitch:
         assert scene.leaked() == []
 
     @pytest.mark.parametrize("configured", ["ebpf", "nft"])
-    def test_teardown_removes_either_whatever_is_configured(self, scene, configured):
+    def test_teardown_removes_either_whatever_is_configured(self, scene, tmp_path, configured):
+        """And with neither nft nor bcc there any more."""
+        (tmp_path / "bcc.py").write_text("raise ImportError\n")
         other = {"ebpf": "nft", "nft": "ebpf"}[configured]
         scene.switch(other)
         scene.site.configure(f'[datapath]\ndatapath = "{configured}"\n')
         scene.site.end(signal.SIGTERM)
-        scene.site.verb("teardown")
+        without = ["env", "PATH=/nonexistent", f"PYTHONPATH={tmp_path}", *scene.site.argv, "teardown"]
+        scene.site.lab.host.run(without, cwd=str(ROOT))
         assert scene.site.left_behind() == []
 
     def test_one_that_cannot_be_opened_leaves_the_other_at_work(self, scene):
-        """Somebody else reads the nflog group: the agent on nft says so and ends; eBPF goes on with its policies."""
+        """Without nft(8) the agent says so and ends; eBPF goes on with its policies, and the workers go on."""
         scene.site.end(signal.SIGQUIT)
         scene.site.datapath = "nft"
         agent = scene.site.begin(PATH="/nonexistent")
