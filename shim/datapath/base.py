@@ -57,6 +57,9 @@ class Tables(Protocol):
     def rules(self) -> int:
         """How many rules the table has; 0 without a table."""
 
+    def generation(self) -> int:
+        """A number that every transaction on any table of this host, whoever made it, makes greater by one."""
+
     def packets(self, name: str, key: bytes) -> int | None:
         """What the counter of a set's element says; None when there is no such element."""
 

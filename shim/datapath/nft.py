@@ -10,7 +10,7 @@ import contextlib
 import errno
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
@@ -95,6 +95,7 @@ class Nft:
         self._rules = nft_rules.count(self._text)
         self._version = nft_rules.version(settings, *_texts())
         self._known = False
+        self._generation = 0  # of the tables, if nobody else has changed any since they were read
         self._link_name = link_name
         self._held: dict[int, Held] = {}
         self._owners: dict[int, Owner] = {}
@@ -105,10 +106,12 @@ class Nft:
         return self._logs.fd
 
     async def open(self, gateway_ifindex: int) -> None:
-        self._gateway = gateway_ifindex
         self._logs.open()
         if not self._known:
             self._read()
+        elif self._tables.generation() == self._generation and self._gateway == gateway_ifindex:
+            return
+        self._gateway = gateway_ifindex
         if not self._is_whole():
             self._load()
         self._place_gateway()
@@ -128,6 +131,12 @@ class Nft:
         self._tables.load("\n".join([renewed, *(nft_ports.text(table, piece) for piece in pieces)]))
         self._read()
 
+    def _change(self, remove: Iterable[Piece], add: Iterable[Piece]) -> None:
+        remove, add = list(remove), list(add)
+        if remove or add:
+            self._tables.change(remove, add)
+            self._generation += 1
+
     def _place_gateway(self) -> None:
         """Where delivered segments go, and where replies come from: the host's end of the gateway's link."""
         device = self._link_name(self._gateway) or ""
@@ -139,7 +148,7 @@ class Nft:
         on = self._tables.hooks().get(GATEWAY_CHAIN)
         if on is not None:
             there.add(Hook(GATEWAY_CHAIN, on, "to_instance", PRIORITY))
-        self._tables.change(there - wanted, wanted - there)
+        self._change(there - wanted, wanted - there)
 
     async def observe(self) -> list[Enrolled]:
         self._read()
@@ -153,8 +162,9 @@ class Nft:
         return Enrolled(held.slot, held.generation, ifindex, instance)
 
     def _read(self) -> None:
-        """Learns what the table has, and takes out what belongs to nobody, or to taps that have gone."""
-        self._known = True
+        """Learns what the table has, and takes out what is nobody's, or of taps that have gone or have another name:
+        who can say that they are the same?"""
+        self._known, self._generation = True, self._tables.generation()
         self._owners = self._read_owners()
         of_mark: dict[bytes, set[Piece]] = {}
         for name in nft_ports.OF_PORT:
@@ -167,8 +177,8 @@ class Nft:
             hook = Hook(chain, device, "from_instance", PRIORITY)
             self._held[ifindex] = self._read_tap(hook, slots.pop(ifindex, None), of_mark)
         strays = [piece for pieces in of_mark.values() for piece in pieces]
-        self._tables.change([*strays, *slots.values()], ())
-        for ifindex in [ifindex for ifindex in self._held if self._link_name(ifindex) is None]:
+        self._change([*strays, *slots.values()], ())
+        for ifindex in [ifindex for ifindex, of in self._held.items() if self._link_name(ifindex) != of.device]:
             self._release(ifindex)
 
     def _hooks(self) -> list[tuple[str, str]]:
@@ -211,7 +221,7 @@ class Nft:
         remove = (held.pieces - wanted) | (owner.pieces - owned)
         if owner.generation not in (0, port.generation):
             remove |= self._counted(mark_of(port.slot, owner.generation))
-        self._tables.change(remove, (wanted - held.pieces) | (owned - owner.pieces))
+        self._change(remove, (wanted - held.pieces) | (owned - owner.pieces))
         self._held[port.ifindex] = Held(port.slot, port.generation, wanted)
         if port.slot:
             self._owners[port.slot] = Owner(port.generation, port.instance, owned)
@@ -230,14 +240,14 @@ class Nft:
         """Takes a tap's pieces out; some may be gone already, as its chain may go with the device."""
         held = self._held.pop(ifindex)
         try:
-            self._tables.change(held.pieces, ())
+            self._change(held.pieces, ())
         except KernelError as error:
             if error.errno not in SOMEBODY_ELSE:
                 self._held[ifindex] = held
                 raise
             for piece in held.pieces:
                 with contextlib.suppress(KernelError):
-                    self._tables.change({piece}, ())
+                    self._change({piece}, ())
 
     def counters(self, slot: int) -> dict[Verdict, int]:
         key = word(mark_of(slot, self._owners.get(slot, Owner()).generation))
@@ -259,6 +269,8 @@ class Nft:
                 self._release(ifindex)
 
     async def recheck(self) -> None:
+        if self._tables.generation() == self._generation:
+            return
         if not self._is_whole():
             self._load()
             self._place_gateway()

@@ -21,7 +21,7 @@ from shim.netlink import nfnl, rtnl
 # linux/netfilter/nf_tables.h
 _GETTABLE, _DELTABLE = 1, 2
 _NEWCHAIN, _GETCHAIN, _DELCHAIN, _NEWRULE, _GETRULE = 3, 4, 5, 6, 7
-_NEWELEMENT, _GETELEMENT, _DELELEMENT, _NEWGEN = 12, 13, 14, 15
+_NEWELEMENT, _GETELEMENT, _DELELEMENT, _NEWGEN, _GETGEN = 12, 13, 14, 15, 16
 _TABLE, _NAME = 1, 2  # of chains and of element lists (there: the set)
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 3, 4, 7
 _HOOK_NUMBER, _HOOK_PRIORITY, _HOOK_DEVICE = 1, 2, 3
@@ -33,7 +33,7 @@ _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _REGISTER_VERDICT, _IMMEDIATE_REGISTER, _IMMEDIATE_DATA = 0, 1, 2
 _JUMP, _GOTO = -3, -4
 _COUNTER_PACKETS = 2
-_GENERATION_PID = 2
+_GENERATION_ID, _GENERATION_PID = 1, 2
 _COMMENT_MAX = 127
 
 _GROUP_NFTABLES = 7
@@ -138,6 +138,11 @@ class Nftables:
     def rules(self) -> int:
         with kernel_errors(f"cannot list the rules of {self._table}"):
             return len(self._socket.dump(_GETRULE, nfnl.text(_TABLE, self._table)))
+
+    def generation(self) -> int:
+        with kernel_errors("cannot ask for the generation of nftables"):
+            body = self._socket.ask(_GETGEN, b"")
+        return int.from_bytes(rtnl.attributes(body or b"").get(_GENERATION_ID, b""), "big")
 
     def packets(self, name: str, key: bytes) -> int | None:
         with kernel_errors(f"cannot read the counters {name} of {self._table}"):

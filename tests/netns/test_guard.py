@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import threading
 import time
 from collections.abc import Iterator
 
@@ -47,7 +44,7 @@ from tests.bpf.frames import (
 from tests.bpf.loaded import SERVICE_LINK_LOCAL, SERVICE_V4, SERVICE_V6
 from tests.bpf.test_bystanders import FRAMES
 from tests.lab import Lab, mentions, offloaded
-from tests.lab.tap import IFF_NO_PI, IFF_TAP, IFREQ, TUNSETIFF
+from tests.netns.restless import Restless
 
 NAME = "gt"
 SETTINGS = Datapath()
@@ -361,35 +358,13 @@ class TestOwnStack:
         assert hosted.tap.recv(1, lambda f: ARP in Ether(f) and Ether(f)[ARP].psrc == "10.0.0.1")
 
 
-class Restless:
-    """A guest that sends for the service all the time, from before its tap is up."""
-
-    FRAMES = (bytes(SERVICE["tcp4"]), bytes(SERVICE["arp request"]), bytes(SERVICE["solicitation"]))
-
-    def __init__(self, lab: Lab, name: str) -> None:
-        self.sent, self._over = 0, False
-        self.fd = lab.host.call(os.open, "/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._send)
-        fcntl.ioctl(self.fd, TUNSETIFF, IFREQ.pack(name.encode(), IFF_TAP | IFF_NO_PI))
-        self._thread.start()
-
-    def _send(self) -> None:
-        while not self._over:
-            for frame in self.FRAMES:
-                with contextlib.suppress(OSError):  # the tap is down
-                    os.write(self.fd, frame)
-                    self.sent += 1
-
-    def close(self) -> None:
-        self._over = True
-        self._thread.join()
-        os.close(self.fd)
+SENT = [bytes(SERVICE[kind]) for kind in ("tcp4", "arp request", "solicitation")]
 
 
 def leaks_of_restless_taps(site, rounds):
     wires = [site.lab.capture("uplink", site.lab.wire), site.lab.capture("br0")]
     for round_ in range(rounds):
-        guest = Restless(site.lab, f"tap{round_}")
+        guest = Restless(site.lab, f"tap{round_}", SENT)
         try:
             index = site.lab.host.index(f"tap{round_}")
             site.lab.host.set_up(index, site.lab.host.index("br0"))
