@@ -18,7 +18,6 @@ import socket
 import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Literal
 from uuid import UUID
 
 from pyroute2 import AsyncIPRoute
@@ -49,15 +48,10 @@ from shim.netlink import gateway as gateways
 from shim.netlink.links import ALL, Links
 from shim.netlink.nftables import Watch
 from shim.operations import AgentOperations, feed_entry
+from shim.rounds import Rounds
 from shim.workers import Workers, running
 
 log = logging.getLogger("shim.agent")
-
-REFRESH_SECONDS = 2.0
-"""How often the identity sources are looked at."""
-
-AUDIT_SECONDS = 30.0
-"""How often every port is written and attached again, whatever was seen or missed."""
 
 FINISH_SECONDS = 5.0
 CONTROL_LIMITS = Limits(body_bytes=MAX_BODY, idle_seconds=60, connections_per_instance=64, connections=64)
@@ -128,17 +122,15 @@ class Agent:
         self._store = Store(config.store, self._gid)
         self._policies: dict[UUID, Policy] = self._store.policies()
         self._default = default_policy(config)
-        self._links = Links(self._wake)
+        self._links = Links(lambda ifindex, undone: self._rounds.wake(ifindex, undone))
         self._resolver = Resolver(_sources(config, self._store))
-        self._woken = asyncio.Event()
-        self._suspects: set[int] = set()
-        self._audit_at = float("inf")
         self._leaving = False
         self._workers = Workers(
             config.proxy.workers, self._uid, config.feed_socket, self._listen, self._worker_task, self._feed_table,
             self._worker_failed,
         )  # fmt: skip
         self._enrolment: Enrolment
+        self._rounds: Rounds
         self._operations: AgentOperations
 
     def _wire(self) -> None:
@@ -148,6 +140,9 @@ class Agent:
             self._kernel.datapath, Slots(path.max_ports), self._resolver, self._links.table, path.taps,
             self._policy_of, self._port_changed, time.monotonic,
         )  # fmt: skip
+        self._rounds = Rounds(
+            self._kernel, self._enrolment, self._resolver, self._links.table, self._gateway_renewed
+        )
         self._operations = AgentOperations(
             self._config, self._store, self._kernel, self._enrolment, self._resolver, self._workers, self._journal,
             self._policies, self._default, self._ailments,
@@ -183,44 +178,12 @@ class Agent:
         gc.freeze()
 
     async def work(self, stop: asyncio.Event) -> None:
-        """Settles whenever something woke it, looks at the sources and audits now and then, until `stop`."""
-        self._audit_at = time.monotonic() + AUDIT_SECONDS
-        stopping = asyncio.ensure_future(stop.wait())
-        while not stop.is_set():
-            await self._pause(stopping)
-            changed = self._resolver.refresh() or self._woken.is_set()
-            self._woken.clear()
-            try:
-                await self._pass(changed)
-            except Exception:  # the boundary of one pass
-                log.exception("a pass over the taps failed; the next one looks at everything")
-                self._audit_at = 0.0
+        """Keeps the kernel's side as it should be, until `stop`."""
+        await self._rounds.run(stop)
 
-    async def _pass(self, changed: bool) -> None:
-        suspects, self._suspects = self._suspects, set()
-        if time.monotonic() >= self._audit_at or not self._kernel.stands(self._links.table):
-            self._audit_at = time.monotonic() + AUDIT_SECONDS
-            await self._audit()
-        elif changed:
-            await self._enrolment.settle()
-        else:
-            await self._enrolment.settle(list(self._enrolment.failures))
-        if suspects:
-            await self._enrolment.settle(suspects & self._enrolment.ports.keys(), again=True)
-
-    async def _pause(self, stopping: asyncio.Task[Literal[True]]) -> None:
-        woken = asyncio.ensure_future(self._woken.wait())
-        await asyncio.wait({woken, stopping}, timeout=REFRESH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        woken.cancel()
-
-    async def _audit(self) -> None:
-        """Makes all of it again that somebody may have touched."""
-        fresh = await self._kernel.audit()
-        await self._enrolment.settle(again=True)
-        await self._kernel.hand_over(self._enrolment.failures.keys())
-        if fresh:
-            log.error("somebody removed the namespace %s: it is made anew", self._kernel.gateway.name)
-            self._workers.renew()
+    def _gateway_renewed(self) -> None:
+        log.error("somebody removed the namespace %s: it is made anew", self._kernel.gateway.name)
+        self._workers.renew()
 
     async def stop(self) -> None:
         """Ends this side in good order; the kernel's side stays."""
@@ -241,15 +204,6 @@ class Agent:
         """SIGQUIT: go, and leave the workers to the next agent."""
         self._leaving = True
         stop.set()
-
-    def _wake(self, ifindex: int | None) -> None:
-        """Links call this: something changed; or that link, or a filter of it, was removed; or all may be."""
-        if ifindex in (ALL, self._kernel.gateway_ifindex):
-            self._audit_at = 0.0
-        elif ifindex is not None and ifindex in self._enrolment.ports:
-            self._kernel.datapath.detached(ifindex)
-            self._suspects.add(ifindex)
-        self._woken.set()
 
     def _port_changed(self, port: Port, here: bool) -> None:
         entry = feed_entry(port)
@@ -294,7 +248,7 @@ class Agent:
     async def _watch_tables(self) -> None:
         """An audit whenever somebody else changes a table of ours, or flushes them all."""
         try:
-            await Watch(tables_of(self._config), lambda: self._wake(ALL)).run()
+            await Watch(tables_of(self._config), lambda: self._rounds.wake(ALL, True)).run()
         except OSError as error:
             log.warning("changes of nftables are not heard of (%s): audits see them later", error)
 

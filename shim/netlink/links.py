@@ -45,11 +45,11 @@ ALL = 0
 
 
 class Links:
-    """The table of links of one namespace. `wake` is called after any change of it, and with an ifindex when that
-    link went (another may have its number and its name before anybody looks), or when a filter or a queueing
-    discipline was removed from it; with ALL when all of that may have happened."""
+    """The table of links of one namespace. `wake(ifindex, undone)` is called after a change of that link. `undone`: it
+    went (another may have its number and its name before anybody looks), or a filter or a queueing discipline was
+    removed from it. With ALL, any of that may have happened to every link."""
 
-    def __init__(self, wake: Callable[[int | None], None]) -> None:
+    def __init__(self, wake: Callable[[int, bool], None]) -> None:
         self.table: dict[int, Link] = {}
         self.resyncs = 0
         self._wake = wake
@@ -63,7 +63,8 @@ class Links:
                     found = dump()
                     self.table.clear()
                     self.table.update(found)
-                    self._wake(ALL if self.resyncs else None)
+                    if self.resyncs:
+                        self._wake(ALL, True)
                     ready.set()
                     while True:
                         self.take(await loop.sock_recv(events, _RECEIVE_BYTES))
@@ -76,7 +77,7 @@ class Links:
         """Learns from what the kernel sent."""
         for kind, _, _, body in rtnl.messages(data):
             if kind in (rtnl.DELTFILTER, rtnl.DELQDISC):
-                self._wake(_TCM_IFINDEX.unpack_from(body)[0])
+                self._wake(_TCM_IFINDEX.unpack_from(body)[0], True)
             # A bridge tells of its ports in messages of its own family, which lack the alias; and of one that left by
             # a DELLINK, though the link lives on.
             elif kind in (rtnl.NEWLINK, rtnl.DELLINK) and body[0] != _AF_BRIDGE:
@@ -86,10 +87,10 @@ class Links:
         before = self.table.get(link.ifindex)
         if here and before != link:
             self.table[link.ifindex] = link
-            self._wake(None)
+            self._wake(link.ifindex, False)
         elif not here and before is not None:
             del self.table[link.ifindex]
-            self._wake(link.ifindex)
+            self._wake(link.ifindex, True)
 
 
 def _link(body: bytes) -> Link:
