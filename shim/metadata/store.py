@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ class Store:
     def __init__(self, path: Path, gid: int | None = None, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self._clock = clock
+        self._attached: dict[tuple[str, str], UUID] = {}
+        self._attached_as_of: tuple[int, int] | None = None
         with explained(path):
             _create(path, gid)
             self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -166,11 +168,16 @@ class Store:
         """Take back an attach; whether there was one."""
         return self._delete("DELETE FROM attachments WHERE netns = ? AND tap = ?", netns, tap)
 
-    def attachments(self) -> dict[tuple[str, str], UUID]:
-        """(namespace, tap) → instance."""
+    def attachments(self) -> Mapping[tuple[str, str], UUID]:
+        """(namespace, tap) → instance; not to be changed. Asked for at every change of a link, so it is read again
+        only after a write: `data_version` tells of others', `total_changes` of our own."""
         with explained(self.path):
-            rows = self._rows("SELECT netns, tap, instance FROM attachments")
-            return {(netns, tap): UUID(instance) for netns, tap, instance in rows}
+            written = self._rows("PRAGMA data_version")[0][0], self._db.total_changes
+            if written != self._attached_as_of or self._db.in_transaction:  # which may yet be taken back
+                rows = self._rows("SELECT netns, tap, instance FROM attachments")
+                self._attached = {(netns, tap): UUID(instance) for netns, tap, instance in rows}
+                self._attached_as_of = None if self._db.in_transaction else written
+            return self._attached
 
     def _rows(self, statement: str, *values: str) -> list[tuple[Any, ...]]:
         return self._db.execute(statement, values).fetchall()

@@ -111,6 +111,20 @@ class TestPoliciesAndAttachments:
         assert store.detach("", "tap1") is False
         assert store.attachments() == {("net1", "tap1"): B}
 
+    def test_attachments_are_read_again_after_every_write(self, store: Store) -> None:
+        store.attach("", "tap1", A)
+        known = store.attachments()
+        assert store.attachments() is known, "asked for at every change of a link"
+        other = sqlite3.connect(store.path, isolation_level=None)
+        other.execute("UPDATE attachments SET instance = ?", (str(B),))
+        other.close()
+        assert store.attachments() == {("", "tap1"): B}, "an operator's sqlite3"
+        with pytest.raises(ZeroDivisionError), store.transaction():
+            store.attach("", "tap2", A)
+            assert len(store.attachments()) == 2
+            raise ZeroDivisionError
+        assert len(store.attachments()) == 1
+
     def test_a_tap_is_not_taken_over(self, store: Store) -> None:
         store.attach("", "tap1", A)
         with pytest.raises(ConflictError, match=str(A)):
