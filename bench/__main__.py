@@ -35,21 +35,15 @@ def _requests() -> list[Figure]:
     return requests.measure()
 
 
-def _enrol() -> list[Figure]:
-    from bench import enrol
-
-    return enrol.measure()
-
-
 def _scale(wanted: set[str]) -> Row:
     from bench import scale
 
     return lambda: scale.measure(wanted)
 
 
-ROWS: dict[str, Row] = {"packets": _packets, "requests": _requests, "enrol": _enrol}
-SCALED = ("toggle", "memory")
-"""Measured together, as both need the same many ports."""
+ROWS: dict[str, Row] = {"packets": _packets, "requests": _requests}
+SCALED = ("toggle", "enrol", "memory")
+"""Measured together, as all need the same many ports."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

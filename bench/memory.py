@@ -28,7 +28,7 @@ AGENT_PARTS = "import asyncio, msgspec, pyroute2, sqlite3"
 WORKER_PARTS = "import bench.bare"
 
 
-def measure(here: Site, guests: Sequence[VethGuest], ports: int) -> list[Figure]:
+def measure(here: Site, guests: Sequence[VethGuest], ports: int, datapath: str) -> list[Figure]:
     """The figures at so many ports."""
     for number, guest in enumerate(guests, 1):
         here.client.put_document(instance_of(number), json.dumps({"user_data": "x" * 200}).encode())
@@ -36,9 +36,10 @@ def measure(here: Site, guests: Sequence[VethGuest], ports: int) -> list[Figure]
             load.visits(guest, SERVICE, 80, path, VISIT_SECONDS)
     held = ports <= HELD_AT
     agent, worker = resident(here.pid), max(map(resident, here.worker_pids))
+    at = f"{datapath}, {ports:,} ports"
     return [
-        *_figures(f"agent, {ports:,} ports", agent, _idle(AGENT_PARTS), "its parts, idle", AGENT if held else None),
-        *_figures(f"worker, {ports:,} ports", worker, _idle(WORKER_PARTS), "bare server", WORKER if held else None),
+        *_figures(f"agent, {at}", agent, _idle(AGENT_PARTS), "its parts, idle", AGENT if held else None),
+        *_figures(f"worker, {at}", worker, _idle(WORKER_PARTS), "bare server", WORKER if held else None),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,13 @@ from uuid import UUID
 
 from shim import config as configs
 from shim.control.client import Client
+from shim.control.shapes import StatusView
 from shim.errors import UnreachableError
 from tests.lab import Lab, VethGuest
 
 ROOT = Path(__file__).parents[1]
 READY_SECONDS = 120.0
+DATAPATHS = ("ebpf", "nft")
 MAC = "02:be:00:00:00:01"
 GUEST = "10.66.0.5/24"
 
@@ -86,11 +89,12 @@ class Site:
         fresh.write_text("".join(entries))
         fresh.rename(self._folder / "instances.toml")
 
-    def start(self, ports: int) -> float:
+    def start(self, ports: int, datapath: str = "ebpf") -> float:
         """Starts the agent; the seconds until it serves operators and so many ports and its workers are up."""
         began = time.monotonic()
+        command = [*self._command, "agent", "--datapath", datapath]
         with self._log.open("ab") as log:
-            self._agent = self.lab.run_in_host([*self._command, "agent"], cwd=ROOT, stdout=log, stderr=log)
+            self._agent = self.lab.run_in_host(command, cwd=ROOT, stdout=log, stderr=log)
         while not self._is_ready():
             if self._agent.poll() is not None or time.monotonic() - began > READY_SECONDS:
                 raise RuntimeError(f"the agent does not get ready:\n{self.log_text()}")
@@ -107,7 +111,7 @@ class Site:
         except UnreachableError:
             return False
 
-    def _settled_status(self):  # type: ignore[no-untyped-def]
+    def _settled_status(self) -> StatusView:
         end = time.monotonic() + 10
         while (status := self.client.status()).ailments and time.monotonic() < end:
             time.sleep(0.05)
@@ -137,12 +141,16 @@ class Site:
         """The end of what the agent and its workers logged."""
         return self._log.read_text()[-2000:] if self._log.exists() else ""
 
-    def stop(self) -> None:
+    def stop(self, number: int = signal.SIGTERM) -> None:
         """Ends agent and proxy; the kernel's side stays."""
         if self._agent is not None:
-            self._agent.terminate()
+            self._agent.send_signal(number)
             self._agent.wait(30)
             self._agent = None
+
+    def leave(self) -> None:
+        """Ends the agent alone: the proxy serves on."""
+        self.stop(signal.SIGQUIT)
 
     def forget(self) -> None:
         """Ends all and removes the kernel's side, so that the next start is a cold one."""

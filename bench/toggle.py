@@ -1,15 +1,15 @@
-"""Time from `disable` to the first refused packet, by the kernel's own clock.
+"""Time from `disable` to the first refused packet, by what the guest gets.
 
-A guest sends SYNs in a tight loop. The operator's request is written to the control socket at one reading of
-the monotonic clock; the kernel notes the same clock in the event of each refusal, and the first after that
-counts. So the figure holds the whole of the agent's work, and the wait for the guest's next packet. The
-baseline writes the port's record into the kernel's map by hand, with no agent in between.
+A guest sends SYNs in a tight loop. The operator's request is written to the control socket at one reading of the
+clock; the kernel stamps the resets that reach the guest by the same clock, and the first one counts. So the figure
+holds the whole of the agent's work, the wait for the guest's next packet, and the way of the answer. The baseline
+changes what the kernel holds of the port by hand, while no agent runs.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
-import mmap
 import socket
 import struct
 import sys
@@ -22,123 +22,149 @@ from uuid import UUID
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
-from bench.figures import Figure, Limit, middle_and_tail
 from bench.site import MAC, ROOT, Site, instance_of
 from shim.config import Datapath
+from shim.control.shapes import PortView
 from shim.core.policy import Access, Policy
 from shim.core.port import Port
-from shim.core.verdict import Verdict
-from shim.datapath import abi, bpf
+from shim.datapath import abi, bpf, nft_ports
+from shim.host import nft_settings
+from shim.netlink.nftables import Nftables
 from tests.lab import VethGuest
 
 TRIES = 100
 BY_HAND = 30
-PAUSE = 0.03
+PAUSE = 0.02
 PATIENCE = 2.0
-LIMIT = Limit("value", most=2)
 SYN = Ether(src=MAC, dst="02:be:00:00:00:02") / IP(src="10.66.0.5", dst="169.254.169.254") / TCP(
     sport=40000, dport=80, flags="S"
 )  # fmt: skip
 
+SO_ATTACH_FILTER, SO_TIMESTAMPNS = 26, 35  # asm-generic/socket.h
+ETH_P_IP = 0x0800
+# linux/filter.h: of IPv4 without options (all that comes here) only TCP with the flag RST
+_RESETS = (
+    (0x30, 0, 0, 23), (0x15, 0, 3, 6),  # ldb protocol; jeq TCP
+    (0x30, 0, 0, 47), (0x45, 0, 1, 4),  # ldb flags; jset RST
+    (0x06, 0, 0, 64), (0x06, 0, 0, 0),  # ret 64 bytes; ret none
+)  # fmt: skip
 
-class Tail:
-    """Reads the ring of events beside the agent, and takes nothing from it: it looks at the pages as they are."""
+Change = Callable[[Access], int]
+"""Changes the access of the port; the clock (ns) as that was asked for."""
 
-    def __init__(self, ring: bpf.Map) -> None:
-        page, size = mmap.PAGESIZE, ring.shape.entries
-        self._mask = size - 1
-        self._data = mmap.mmap(ring.fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
-        self._at = self._end()
 
-    def _end(self) -> int:
-        return int(struct.unpack_from("=Q", self._data)[0])
+class Resets:
+    """The resets that reach a guest, stamped by the kernel."""
 
-    def skip(self) -> None:
+    def __init__(self, guest: VethGuest) -> None:
+        code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _RESETS))
+        self._socket = guest.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
+        program = struct.pack("@HP", len(_RESETS), ctypes.addressof(code))
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self._socket.bind(("eth0", ETH_P_IP))
+
+    def forget(self) -> None:
         """Forget what is there already."""
-        self._at = self._end()
+        self._socket.settimeout(0)
+        try:
+            while True:
+                self._socket.recv(64)
+        except BlockingIOError:
+            self._socket.settimeout(PATIENCE)
 
-    def refusal(self, since: int) -> int | None:
-        """The kernel's time (ns) of the first refusal by policy at or after `since`, if there is one by now."""
-        while self._at < self._end():
-            start = mmap.PAGESIZE + (self._at & self._mask)
-            length = struct.unpack_from("=I", self._data, start)[0]
-            if length >> 31:  # being written
-                return None
-            body = self._data[start + 8 : start + 8 + length]
-            self._at += (length + 15) // 8 * 8
-            event = abi.read_event(body)
-            if event.verdict is Verdict.DISABLED_RESET and event.ns >= since:
-                return event.ns
-        return None
+    def first(self, since: int) -> int:
+        """When (ns of the wall clock) the first at or after `since` came."""
+        while True:
+            try:
+                _, (stamp,), _, _ = self._socket.recvmsg(64, socket.CMSG_SPACE(16))
+            except TimeoutError:
+                raise RuntimeError("no packet was refused: does the guest send?") from None
+            seconds, ns = struct.unpack("@qq", stamp[2])
+            if (came := seconds * 10**9 + ns) >= since:
+                return int(came)
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._socket.close()
 
 
 class Operator:
     """One connection to the control socket, which a policy is written to."""
 
     def __init__(self, here: Site, instance: UUID) -> None:
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.connect(str(here.config.control_socket))
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.connect(str(here.config.control_socket))
         self._path = f"/v1/instances/{instance}/policy"
 
-    def ask(self, access: Access) -> int:
-        """Writes the request; the monotonic clock (ns) as of then."""
+    def change(self, access: Access) -> int:
+        """As `metashim disable` and `enable` do. RuntimeError unless the agent says that it is done."""
         body = json.dumps({"access": access.value})
         head = f"PUT {self._path} HTTP/1.1\r\nHost: metashim\r\nContent-Length: {len(body)}\r\n\r\n"
-        began = time.monotonic_ns()
-        self._sock.sendall((head + body).encode())
-        return began
-
-    def hear(self) -> None:
-        """Takes the answer. RuntimeError unless it is well."""
-        answer = self._sock.recv(65536)
+        began = time.time_ns()
+        self._socket.sendall((head + body).encode())
+        answer = self._socket.recv(65536)
         if not answer.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"the agent answered {answer!r}")
-
-
-def measure(here: Site, guest: VethGuest, ports: int) -> list[Figure]:
-    """The figures at so many ports; the guest is number 0, and its kernel silent."""
-    operator = Operator(here, instance_of(0))
-    tail = Tail(bpf.Map.open(here.pins / "events", _shape(here.config.datapath, "events")))
-    by_hand = _by_hand(here)
-
-    def disable() -> int:
-        began = operator.ask(Access.RESET)
-        operator.hear()
         return began
 
-    def enable() -> None:
-        operator.ask(Access.OPEN)
-        operator.hear()
 
-    with _flood(guest):
-        ours = [_time(tail, disable, enable) for _ in range(TRIES)]
-        theirs = [_time(tail, *by_hand) for _ in range(BY_HAND)]
-    name = f"disable to refusal, {ports:,} port{'s' if ports > 1 else ''}"
-    return middle_and_tail(name, ours, "ms", theirs, "map by hand", LIMIT)
+def measure(here: Site, guest: VethGuest) -> list[float]:
+    """Milliseconds of each try; the guest is number 0, and its kernel silent."""
+    return _times(guest, Operator(here, instance_of(0)).change, TRIES)
+
+
+def measure_by_hand(here: Site, guest: VethGuest, datapath: str, view: PortView) -> list[float]:
+    """The same without an agent. `view` is how the agent, which has gone, saw the guest's port."""
+    assert view.slot is not None
+    port = Port(view.slot, view.generation, view.ifindex, view.tap, "", view.instance, Policy())
+    put = _in_map(here, port) if datapath == "ebpf" else _in_table(here, port)
+
+    def change(access: Access) -> int:
+        began = time.time_ns()
+        put(access)
+        return began
+
+    return _times(guest, change, BY_HAND)
+
+
+def _in_map(here: Site, port: Port) -> Callable[[Access], None]:
+    """One write of the port's record."""
+    ports = bpf.Map.open(here.pins / "ports", _shape(here.config.datapath, "ports"))
+    key = struct.pack("=I", port.slot)
+    record = abi.PortRecord.from_buffer_copy(ports.lookup(key) or b"")
+
+    def put(access: Access) -> None:
+        ports.update(key, abi.pack_port(replace(port, policy=Policy(access, access)), record.gateway_ifindex))
+
+    return put
 
 
 def _shape(path: Datapath, name: str) -> abi.MapShape:
     return next(shape for shape in abi.maps(path.max_ports, path.flows_per_port) if shape.name == name)
 
 
-def _by_hand(here: Site) -> tuple[Callable[[], int], Callable[[], None]]:
-    """What the agent does in the end: one write of the port's record."""
-    ports = bpf.Map.open(here.pins / "ports", _shape(here.config.datapath, "ports"))
-    view = next(port for port in here.client.ports() if port.instance == instance_of(0))
-    assert view.slot is not None
-    key = struct.pack("=I", view.slot)
-    record = abi.PortRecord.from_buffer_copy(ports.lookup(key) or b"")
-    port = Port(view.slot, view.generation, view.ifindex, view.tap, "", view.instance, Policy(Access.OPEN, Access.OPEN))
+def _in_table(here: Site, port: Port) -> Callable[[Access], None]:
+    """One transaction that moves the port from one pair of sets to another."""
+    table = Nftables(nft_settings(here.config).table)
+    held = nft_ports.pieces(replace(port, policy=Policy(Access.OPEN, Access.OPEN)))
 
-    def write(access: Access) -> None:
-        ports.update(key, abi.pack_port(replace(port, policy=Policy(access, access)), record.gateway_ifindex))
+    def put(access: Access) -> None:
+        nonlocal held
+        wanted = nft_ports.pieces(replace(port, policy=Policy(access, access)))
+        here.lab.host.call(table.change, held - wanted, wanted - held)
+        held = wanted
 
-    def disable() -> int:
-        began = time.monotonic_ns()
-        write(Access.RESET)
-        return began
+    return put
 
-    return disable, lambda: write(Access.OPEN)
+
+def _times(guest: VethGuest, change: Change, tries: int) -> list[float]:
+    resets = Resets(guest)
+    try:
+        with _flood(guest):
+            return [_time(resets, change) for _ in range(tries)]
+    finally:
+        resets.close()
 
 
 @contextmanager
@@ -152,14 +178,11 @@ def _flood(guest: VethGuest) -> Iterator[None]:
         process.wait()
 
 
-def _time(tail: Tail, disable: Callable[[], int], enable: Callable[[], None]) -> float:
+def _time(resets: Resets, change: Change) -> float:
     """Milliseconds of one try."""
-    time.sleep(PAUSE)  # the rate of events is bounded: let it recover
-    tail.skip()
-    began = disable()
-    end = time.monotonic() + PATIENCE
-    while (refused := tail.refusal(began)) is None:
-        if time.monotonic() > end:
-            raise RuntimeError("no packet was refused: does the guest send?")
-    enable()
+    time.sleep(PAUSE)  # what was refused last is on its way no more, and the agent has noted it
+    resets.forget()
+    began = change(Access.RESET)
+    refused = resets.first(began)
+    change(Access.OPEN)
     return (refused - began) / 1e6
