@@ -93,10 +93,15 @@ class TestLoad:
         done, wrong = threading.Event(), []
 
         def neighbour() -> None:
-            with Talk(pair[1], V4) as talk:
-                while not done.is_set():
-                    if (body := talk.ask().body) != str(B):
-                        wrong.append(body)
+            asked = 0
+            try:
+                with Talk(pair[1], V4) as talk:
+                    while not done.is_set():
+                        if (body := talk.ask().body) != str(B):
+                            wrong.append(body)
+                        asked += 1
+            except OSError as error:
+                wrong.append(f"after {asked}: {error!r}, {shared.api.counters(B)}")
 
         thread = threading.Thread(target=neighbour)
         thread.start()
