@@ -106,7 +106,7 @@ def rules_of(config: Config) -> dict[str, str]:
     """What the agent would load, by what it is: the source or the ruleset of the datapath, then the leak guard's.
     Of `auto`, what it prefers."""
     if config.datapath.datapath == "nft":
-        datapath = {"nft": ruleset(nft_settings(config))}
+        datapath = {"nft": ruleset(nft_settings(config)).text}
     else:
         datapath = {"ebpf": compile.source(RULES)}
     return datapath | {"guard": _guard_rules(config).text}

@@ -37,13 +37,10 @@ def name_of(ifindex: int) -> str | None:
         return None
 
 
-def ruleset(settings: nft_rules.Settings) -> str:
+def ruleset(settings: nft_rules.Settings) -> nft_rules.Ruleset:
     """What is loaded, before any port is there."""
-    return nft_rules.ruleset(settings, *_texts())
-
-
-def _texts() -> tuple[str, str]:
-    return (RULES / "datapath.nft").read_text(), (RULES / "family.nft").read_text()
+    texts = [(RULES / name).read_text() for name in ("datapath.nft", "family.nft")]
+    return nft_rules.ruleset(settings, *texts)
 
 
 NOTHING: frozenset[Piece] = frozenset()
@@ -92,10 +89,8 @@ class Nft:
     ) -> None:
         self._tables = tables
         self._logs = logs
-        self._settings = settings
-        self._text = ruleset(settings)
-        self._rules = nft_rules.count(self._text)
-        self._version = nft_rules.version(settings, *_texts())
+        self._table = settings.table
+        self._ruleset = ruleset(settings)
         self._known = False
         self._generation = 0  # of the tables, if nobody else has changed any since they were read
         self._link_name = link_name
@@ -120,17 +115,16 @@ class Nft:
 
     def _is_whole(self) -> bool:
         """Whether just these rules are there, each of them: a rule in the place of another is not seen."""
-        expected = self._rules + len(self._tables.hooks())
-        return self._tables.elements(self._version) is not None and self._tables.rules() == expected
+        expected = self._ruleset.rules + len(self._tables.hooks())
+        return self._tables.elements(self._ruleset.version) is not None and self._tables.rules() == expected
 
     def _load(self) -> None:
         """The rules, and in the same transaction every port that is known of: none is open in between."""
-        table = self._settings.table
         alive = [held for ifindex, held in self._held.items() if self._link_name(ifindex) == held.device]
         pieces = [piece for held in alive for piece in held.pieces]
         pieces += [piece for owner in self._owners.values() for piece in owner.pieces]
-        renewed = f"table netdev {table}\ndelete table netdev {table}\n{self._text}"
-        self._tables.load("\n".join([renewed, *(nft_ports.text(table, piece) for piece in pieces)]))
+        renewed = f"table netdev {self._table}\ndelete table netdev {self._table}\n{self._ruleset.text}"
+        self._tables.load("\n".join([renewed, *(nft_ports.text(self._table, piece) for piece in pieces)]))
         self._read()
 
     def _change(self, remove: Iterable[Piece], add: Iterable[Piece]) -> None:

@@ -70,20 +70,26 @@ def table_name(name: str) -> str:
     return f"datapath-{name}"
 
 
-def ruleset(settings: Settings, template: str, family: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """What is loaded, how many rules that is, and the name of a set that no other version of it has."""
+
+    text: str
+    rules: int
+    version: str
+
+
+def ruleset(settings: Settings, template: str, family: str) -> Ruleset:
     """The whole table; the two texts are rules/nft/datapath.nft and family.nft."""
-    values = _values(settings) | {"version": version(settings, template, family)}
+    values = _values(settings)
     families = "\n".join(Template(family).substitute(values | of) for of in _families(settings))
-    return Template(template).substitute(values, families=families)
+    text = Template(template).safe_substitute(values, families=families)  # all but the version, which is of the rest
+    version = f"rules_{sha256(text.encode()).hexdigest()[:12]}"
+    return Ruleset(Template(text).substitute(version=version), _count(text), version)
 
 
-def version(settings: Settings, template: str, family: str) -> str:
-    """The name of a set that only a table with just these rules has."""
-    return "rules_" + sha256(f"{settings}{template}{family}".encode()).hexdigest()[:12]
-
-
-def count(text: str) -> int:
-    """How many rules a ruleset has: one in each line that stands so deep."""
+def _count(text: str) -> int:
+    """One rule in each line that stands so deep."""
     return sum(line.startswith("\t\t") and not line.isspace() for line in text.splitlines())
 
 

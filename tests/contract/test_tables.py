@@ -253,5 +253,5 @@ def test_nothing_is_left_after_teardown(bench):
     ids=lambda change: next(iter(change)),
 )
 def test_nft_takes_the_rules_of_any_settings(bench, change):
-    text = ruleset(replace(NFT_SETTINGS, table="datapath-trial", **change))
+    text = ruleset(replace(NFT_SETTINGS, table="datapath-trial", **change)).text
     bench.rig.host.lab.host.run(["nft", "--check", "--file", "-"], input=text, stdin=None)

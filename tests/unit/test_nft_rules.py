@@ -32,7 +32,7 @@ SETTINGS = nft_rules.Settings(
     group=7,
 )
 PORT = Port(5, 3, 17, "tap5", "", UUID(int=1), Policy())
-TEXT = ruleset(SETTINGS)
+TEXT = ruleset(SETTINGS).text
 
 
 class TestText:
@@ -55,19 +55,17 @@ class TestText:
         assert "limit rate 50/second burst 200 packets } goto admit4" in TEXT
         assert "limit rate 10/second burst 10 packets" in TEXT
         assert "group 7 " in TEXT
-        assert " log " not in ruleset(replace(SETTINGS, event_rate=0))
+        assert " log " not in ruleset(replace(SETTINGS, event_rate=0)).text
 
     def test_no_port_can_take_anothers_room(self):
         each = SETTINGS.flows // SETTINGS.max_ports
         assert each >= SETTINGS.burst + 3 * nft_rules.OPENING_SECONDS * SETTINGS.rate
 
-    def test_the_version_is_of_text_and_settings(self):
-        def version(settings, template="t", family="f"):
-            return nft_rules.version(settings, template, family)
-
-        others = {version(replace(SETTINGS, rate=51)), version(SETTINGS, "u"), version(SETTINGS, "t", "g")}
-        assert len(others | {version(SETTINGS)}) == 4
-        assert version(SETTINGS) == version(replace(SETTINGS))
+    def test_the_version_is_of_all_that_is_loaded(self):
+        others = [replace(SETTINGS, rate=51), replace(SETTINGS, group=8), replace(SETTINGS, addresses=("169.254.1.1",))]
+        assert len({ruleset(settings).version for settings in [SETTINGS, *others]}) == 4
+        assert ruleset(replace(SETTINGS)).version == ruleset(SETTINGS).version
+        assert f"set {ruleset(SETTINGS).version} {{" in TEXT
 
     @pytest.mark.parametrize("name", ["metashim", "0day", "a-b"])
     def test_nft_takes_the_tables_name(self, name):
