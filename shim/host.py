@@ -82,6 +82,7 @@ def nft_settings(config: Config) -> nft_rules.Settings:
         burst=path.connection_burst,
         event_rate=path.event_rate,
         max_ports=path.max_ports,
+        patience=max(config.proxy.head_seconds, config.proxy.idle_seconds) + 5,
         group=zlib.crc32(name.encode()) & NFLOG_GROUP_MAX or 1,
     )
 

@@ -24,10 +24,9 @@ OWNER_BITS = 29
 OWNER_MASK = (1 << OWNER_BITS) - 1
 """Slot and generation within a mark; the three bits above say which service address, of the first family 0 to 3."""
 
-OPENING, QUIET = "5s", "10m"
+OPENING_SECONDS, QUIET_SECONDS = 5, 600
 """How long a connection is remembered that the service does not answer, or is closing; and one that is silent."""
 
-OPENING_SECONDS = 5
 PROXY_CONNECTIONS = 1024  # of one guest: what the proxy would hold open, with room
 
 GROUP = int(IPv6Address("ff02::1:ff00:0"))
@@ -37,7 +36,8 @@ WITH_RESET = (Verdict.NO_FLOW, Verdict.DISABLED_RESET)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the rules are made for. Rates are per second and port; `group` is the nflog group for events."""
+    """What the rules are made for. Rates are per second and port; `patience` is for how many seconds the service waits
+    for the first request of a connection; `group` is the nflog group for events."""
 
     table: str
     addresses: tuple[str, ...]
@@ -46,6 +46,7 @@ class Settings:
     burst: int
     event_rate: int
     max_ports: int
+    patience: int
     group: int
 
     @property
@@ -61,7 +62,7 @@ class Settings:
     @property
     def flows(self) -> int:
         """The most connections of all ports, if each of them opens as many as it may: so none takes another's."""
-        each = self.burst + 3 * OPENING_SECONDS * self.rate + PROXY_CONNECTIONS
+        each = self.burst + (2 * OPENING_SECONDS + self.patience) * self.rate + PROXY_CONNECTIONS
         return min(self.max_ports * each, (1 << 31) - 1)
 
 
@@ -101,8 +102,9 @@ def _values(settings: Settings) -> dict[str, str | int]:
         "table": settings.table,
         "ports": _ports(settings),
         "flows": settings.flows,
-        "opening": OPENING,
-        "quiet": QUIET,
+        "opening": f"{OPENING_SECONDS}s",
+        "answered": f"{settings.patience}s",
+        "quiet": f"{QUIET_SECONDS}s",
         "owner": hex(OWNER_MASK),
         "rate": settings.rate,
         "burst": settings.burst,

@@ -44,6 +44,7 @@ NFT_SETTINGS = nft_rules.Settings(
     burst=BURST,
     event_rate=1,
     max_ports=MAX_PORTS,
+    patience=9,
     group=4242,
 )
 

@@ -200,6 +200,15 @@ class TestConnections:
         time.sleep(FORGOTTEN)
         assert bench.passes_to_gateway("a", segment(6, "A")) == [stamped("a", 6, "A")]
 
+    def test_a_client_may_wait_before_it_asks(self, bench):
+        bench.enrol("a")
+        bench.passes_to_gateway("a", segment(4))
+        bench.rig.reply(reply("a", 4, "SA"))
+        bench.rig.guest("a", expect=1)
+        bench.passes_to_gateway("a", segment(4, "A"))
+        time.sleep(FORGOTTEN)
+        assert len(bench.passes_to_gateway("a", segment(4, "PA", b"GET /"))) == 1
+
     def test_a_port_may_be_used_again_by_another_address_once_the_guest_reset_it(self, bench):
         bench.enrol("a")
         bench.passes_to_gateway("a", segment(4))

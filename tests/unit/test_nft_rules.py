@@ -29,6 +29,7 @@ SETTINGS = nft_rules.Settings(
     burst=200,
     event_rate=10,
     max_ports=64,
+    patience=80,
     group=7,
 )
 PORT = Port(5, 3, 17, "tap5", "", UUID(int=1), Policy())
@@ -59,7 +60,7 @@ class TestText:
 
     def test_no_port_can_take_anothers_room(self):
         each = SETTINGS.flows // SETTINGS.max_ports
-        assert each >= SETTINGS.burst + 3 * nft_rules.OPENING_SECONDS * SETTINGS.rate
+        assert each >= SETTINGS.burst + (2 * nft_rules.OPENING_SECONDS + SETTINGS.patience) * SETTINGS.rate
 
     def test_the_version_is_of_all_that_is_loaded(self):
         others = [replace(SETTINGS, rate=51), replace(SETTINGS, group=8), replace(SETTINGS, addresses=("169.254.1.1",))]
