@@ -98,12 +98,14 @@ class Enrolment:
 
     async def settle(self, only: Iterable[int] | None = None, *, again: bool = False) -> None:
         """Makes the kernel hold what is wanted: for all taps, or for some. A tap that fails stands in nobody's way."""
-        known = self._links.keys() | self.ports.keys() | self.failures.keys()
-        for number, ifindex in enumerate(list(known if only is None else only)):
+        for number, ifindex in enumerate(self._known() if only is None else list(only)):
             async with self._busy:
                 await self._settle_one(ifindex, again)
             if number % BREATH == BREATH - 1:
                 await asyncio.sleep(0)
+
+    def _known(self) -> list[int]:
+        return list(self._links.keys() | self.ports.keys() | self.failures.keys())
 
     async def _settle_one(self, ifindex: int, again: bool) -> None:
         wanted = self._wanted(ifindex)
