@@ -29,6 +29,12 @@ def _packets() -> list[Figure]:
     return packets.measure()
 
 
+def _path() -> list[Figure]:
+    from bench import path
+
+    return path.measure()
+
+
 def _requests() -> list[Figure]:
     from bench import requests
 
@@ -41,7 +47,7 @@ def _scale(wanted: set[str]) -> Row:
     return lambda: scale.measure(wanted)
 
 
-ROWS: dict[str, Row] = {"packets": _packets, "requests": _requests}
+ROWS: dict[str, Row] = {"packets": _packets, "path": _path, "requests": _requests}
 SCALED = ("toggle", "enrol", "memory")
 """Measured together, as all need the same many ports."""
 

@@ -124,4 +124,4 @@ class TestCommand:
         with pytest.raises(SystemExit):
             command.main(["--only", "packets,nonsense"])
         said = capsys.readouterr().err
-        assert "nonsense: the rows are packets, requests, toggle, enrol, memory" in said
+        assert "nonsense: the rows are packets, path, requests, toggle, enrol, memory" in said
