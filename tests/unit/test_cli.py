@@ -490,7 +490,7 @@ def test_rules_are_what_would_be_loaded(run: Shell, tmp_path: Path) -> None:
     guard = guard_rules.ruleset("h7", config.datapath.taps, [*config.datapath.service_v4, *config.datapath.service_v6])
     assert rules() == rules("--datapath", "ebpf") == f"{compile.source(RULES)}\n{guard.text}\n"
     text = rules("--datapath", "nft")
-    assert text.startswith(ruleset(nft_settings(config))) and text.endswith(f"{guard.text}\n")
+    assert text.startswith(ruleset(nft_settings(config)).text) and text.endswith(f"{guard.text}\n")
     assert "table netdev datapath-h7 {" in text and "table bridge guard-h7 {" in text
     assert json.loads(rules("--datapath", "nft", "--json"))["guard"] == guard.text
     assert sorted(json.loads(rules("--json"))) == ["ebpf", "guard"]
