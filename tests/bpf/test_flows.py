@@ -143,6 +143,13 @@ class TestHowMany:
         assert kernel.from_instance(syn(2 * FLOWS)).counted == {Verdict.FLOW_LIMIT: 1}
         assert kernel.from_instance(segment(4, "A", sport=20002)).action == REDIRECT
 
+    def test_a_connection_that_another_cpu_saw_just_now_does_not_give_way(self, kernel):
+        """Its time is ahead of the one that was taken before: that is no silence of centuries."""
+        open_all(kernel)
+        kernel.age_flows(-1_000_000_000)
+        assert kernel.from_instance(syn(FLOWS)).counted == {Verdict.FLOW_LIMIT: 1}
+        assert kernel.from_instance(segment(4, "A", sport=20000)).action == REDIRECT
+
     def test_a_former_owners_connections_give_way(self, kernel):
         open_all(kernel)
         kernel.enrol(port(generation=2))

@@ -25,9 +25,10 @@ struct tcp {
     u16 window, checksum, urgent;
 };
 
+/* Another CPU may have seen a segment after this one's `now`: a negative silence is none. */
 static __always_inline bool is_over(struct flow *flow, u32 generation, u64 now) {
     return flow->generation != generation || (flow->ended & ENDED) || (flow->ended & FIN_BOTH) == FIN_BOTH ||
-           now - flow->seen_ns > FLOW_QUIET_NS;
+           (s64)(now - flow->seen_ns) > (s64)FLOW_QUIET_NS;
 }
 
 static __always_inline bool same_guest(struct flow *flow, struct flow *other) {
