@@ -78,17 +78,26 @@ def is_sent(frame: bytes) -> bool:
     return not frame[6] & 1
 
 
-def is_for_a_group(frame: bytes) -> bool:
-    """IPv6 for a service's solicited-node group with headers before what it is: refused, whatever that may be."""
-    return frame[12:14] == b"\x86\xdd" and frame[38:50] == bytes.fromhex("ff0200000000000000000001") and frame[20] != 58
+def is_reset(frame: bytes) -> bool:
+    """TCP with the flag RST: nftables forgets the connection at once, the model (and eBPF) keeps it until its place is
+    needed, so they say different things of what comes after it."""
+    at = {b"\x08\x00": 47, b"\x86\xdd": 67}.get(frame[12:14], 0)
+    return bool(at) and frame[at : at + 1] != b"" and bool(frame[at] & model_frames.RST)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+def is_wrapped(frame: bytes) -> bool:
+    """IPv6 with headers before what it is."""
+    return frame[12:14] == b"\x86\xdd" and frame[20] in (0, 43, 44, 60)
+
+
+@settings(max_examples=80, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(policy=POLICIES, frames=BATCHES)
 def test_nftables_and_the_model_agree_on_frames_without_tags(pair, policy, frames):
-    """What the model calls malformed is left out: nftables leaves some of it to the gateway's own stack."""
+    """What the model calls malformed is left out: nftables leaves some of it to the gateway's own stack. So are IPv6
+    frames with headers before what they are: one of both looks deeper here, the other there."""
     pair.own(policy)
-    judged = [(frame, pair.judge(frame)) for frame in frames if is_sent(frame) and not has_tags(frame)]
+    plain = [f for f in frames if is_sent(f) and not (has_tags(f) or is_wrapped(f) or is_reset(f))]
+    judged = [(frame, pair.judge(frame)) for frame in plain]
     judged = [(frame, outcome) for frame, outcome in judged if outcome.verdict is not Verdict.MALFORMED]
     of = {where: [o.frame for _, o in judged if o.whereto is where] for where in Whereto}
     gateway, guest, bridge = pair.send("a", [frame for frame, _ in judged], len(of[Whereto.GATEWAY]))
@@ -96,11 +105,10 @@ def test_nftables_and_the_model_agree_on_frames_without_tags(pair, policy, frame
     assert len(guest) <= len(of[Whereto.GUEST])
     stricter = [frame for frame in of[Whereto.PASSED] if frame not in bridge]
     assert bridge == [frame for frame in of[Whereto.PASSED] if frame not in stricter]
-    carried = pair.send("c", stricter)[2]  # a bridge has a taste of its own
-    assert [frame for frame in carried if not is_for_a_group(frame)] == []
+    assert pair.send("c", stricter)[2] == []  # a bridge has a taste of its own
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(policy=POLICIES, frames=BATCHES)
 def test_nothing_of_the_service_passes_whatever_it_is_wrapped_in(pair, policy, frames):
     pair.own(policy)
