@@ -87,7 +87,7 @@ def is_reset(frame: bytes) -> bool:
 
 def is_wrapped(frame: bytes) -> bool:
     """IPv6 with headers before what it is."""
-    return frame[12:14] == b"\x86\xdd" and frame[20] in (0, 43, 44, 60)
+    return frame[12:14] == b"\x86\xdd" and frame[20:21] in (b"\0", b"\x2b", b"\x2c", b"\x3c")
 
 
 @settings(max_examples=80, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
