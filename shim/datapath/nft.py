@@ -106,12 +106,16 @@ class Nft:
         self._logs.open()
         if not self._known:
             self._read()
-        elif self._tables.generation() == self._generation and self._gateway == gateway_ifindex:
+        elif self._is_known() and self._gateway == gateway_ifindex:
             return
         self._gateway = gateway_ifindex
         if not self._is_whole():
             self._load()
         self._place_gateway()
+
+    def _is_known(self) -> bool:
+        """Whether nobody else has been at any table since ours was read."""
+        return self._known and self._tables.generation() == self._generation
 
     def _is_whole(self) -> bool:
         """Whether just these rules are there, each of them: a rule in the place of another is not seen."""
@@ -147,7 +151,8 @@ class Nft:
         self._change(there - wanted, wanted - there)
 
     async def observe(self) -> list[Enrolled]:
-        self._read()
+        if not self._is_known():
+            self._read()
         found = [self._enrolled(ifindex, held) for ifindex, held in self._held.items()]
         alive = {each.slot for each in found}
         vacant = [Enrolled(slot, of.generation, 0, None) for slot, of in self._owners.items() if slot not in alive]
@@ -265,7 +270,7 @@ class Nft:
                 self._release(ifindex)
 
     async def recheck(self) -> None:
-        if self._tables.generation() == self._generation:
+        if self._is_known():
             return
         if not self._is_whole():
             self._load()

@@ -32,6 +32,7 @@ PROXY_CONNECTIONS = 1024  # of one guest: what the proxy would hold open, with r
 GROUP = int(IPv6Address("ff02::1:ff00:0"))
 EXTENSIONS = "0, 43, 50, 51, 60, 135, 139, 140, 253, 254"
 WITH_RESET = (Verdict.NO_FLOW, Verdict.DISABLED_RESET)
+NOBODYS = (Verdict.REPLY_FOREIGN,)  # dropped where it is found
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def _values(settings: Settings) -> dict[str, str | int]:
         "groups": _list(sorted({str(_group(a)) for a in service6})),
         "extensions": EXTENSIONS,
         "counters": _lines((_counter_set(settings, verdict) for verdict in Verdict), 1),
-        "refusals": "\n".join(_refusal(settings, v) for v in Verdict if v.refusal and v not in WITH_RESET),
+        "refusals": "\n".join(_refusal(settings, v) for v in Verdict if v.refusal and v not in (*WITH_RESET, *NOBODYS)),
         "report_no_flow": _report(settings, Verdict.NO_FLOW),
         "report_disabled_reset": _report(settings, Verdict.DISABLED_RESET),
         "hops": "\n".join(map(_hop, range(1, HOP_LIMIT_DEFAULT + 1))),

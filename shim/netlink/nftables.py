@@ -12,11 +12,11 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 
 from shim.core.table import Element, Hook, Piece
 from shim.errors import KernelError
 from shim.netlink import nfnl, rtnl
+from shim.netlink.tc import kernel_errors
 
 # linux/netfilter/nf_tables.h
 _GETTABLE, _DELTABLE = 1, 2
@@ -36,23 +36,11 @@ _COUNTER_PACKETS = 2
 _GENERATION_ID, _GENERATION_PID = 1, 2
 _COMMENT_MAX = 127
 
-_GROUP_NFTABLES = 7
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_NFTABLES_EVENTS = 1 << 6  # NFNLGRP_NFTABLES, as a bit
 _RECEIVE_BYTES = 1 << 18
-_SO_RCVBUFFORCE = 33
-_EVENTS_BYTES = 8 << 20
 
 _NFT_SECONDS = 60
 INSTALL = "apt install nftables"
-
-
-@contextmanager
-def kernel_errors(doing: str) -> Iterator[None]:
-    """Turns the system's errors into ours."""
-    try:
-        yield
-    except OSError as error:
-        raise KernelError(f"{doing}: {error.strerror or error}", errno=error.errno or 0) from error
 
 
 def load(ruleset: str) -> None:
@@ -252,8 +240,4 @@ class Watch:
 
 def subscribe() -> socket.socket:
     """A socket on which the kernel tells of every change of nftables. It does not block."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, nfnl.NETLINK_NETFILTER)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENTS_BYTES)
-    sock.bind((0, 0))
-    sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
-    return sock
+    return rtnl.subscribe(_NFTABLES_EVENTS, nfnl.NETLINK_NETFILTER)

@@ -107,9 +107,9 @@ def _check(end: bytes, interrupted: bool) -> None:
         raise InterruptedDumpError("the list changed while it was read")
 
 
-def subscribe(groups: int) -> socket.socket:
-    """A socket on which the kernel tells of changes; `groups` as of RTMGRP_*. It does not block."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+def subscribe(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+    """A socket on which the kernel tells of changes; `groups` are bits, as of RTMGRP_*. It does not block."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
     sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENTS_BYTES)
     sock.bind((0, groups))
     return sock
