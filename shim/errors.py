@@ -59,3 +59,16 @@ class UnreachableError(MetashimError):
     """The agent does not answer on its socket. Owner: the host."""
 
     exit_code = 9
+
+
+class BackendError(MetashimError):
+    """A backend gave no whole answer. Owner: who runs the backend.
+
+    `sent` is false where the request provably never reached it: none of its bytes were taken by the other end.
+    `late`: it was silent for longer than it may be.
+    """
+
+    def __init__(self, what: str, *, sent: bool, late: bool = False) -> None:
+        super().__init__(what)
+        self.sent = sent
+        self.late = late
