@@ -23,13 +23,13 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
 from bench.site import MAC, ROOT, Site, instance_of
-from shim.config import Datapath
 from shim.control.shapes import PortView
 from shim.core.policy import Access, Policy
 from shim.core.port import Port
 from shim.datapath import abi, bpf, nft_ports
 from shim.host import nft_settings
 from shim.netlink.nftables import Nftables
+from shim.settings import Datapath
 from tests.lab import VethGuest
 
 TRIES = 100

@@ -24,10 +24,11 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from shim.config import SLOTS_V4, SLOTS_V6, Config
+from shim.config import Config
 from shim.datapath.guard_rules import uncovered
 from shim.datapath.nft import Nft
 from shim.host import rules_of, tables_of
+from shim.settings import SLOTS_V4, SLOTS_V6
 
 KERNEL_MIN = (5, 10)  # bpf_redirect_peer()
 NFT_MIN = (1, 0, 6)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pyroute2 import AsyncIPRoute
 
-from shim.config import SLOTS_V4, SLOTS_V6, Config
+from shim.config import Config
 from shim.core.policy import Access, Policy
 from shim.datapath import abi, compile, guard_rules, nft_rules
 from shim.datapath.base import Datapath
@@ -26,6 +26,7 @@ from shim.netlink import gateway as gateways
 from shim.netlink.nflog import NfLog
 from shim.netlink.nftables import Nftables
 from shim.netlink.tc import Filters
+from shim.settings import SLOTS_V4, SLOTS_V6
 
 NFLOG_GROUP_MAX = 0xFFFF
 

@@ -25,10 +25,10 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Raw
 
-from shim.config import Datapath
 from shim.datapath import guard_rules
 from shim.datapath.guard import Guard
 from shim.netlink.nftables import Nftables
+from shim.settings import Datapath
 from tests.bpf.frames import (
     BROADCAST,
     GUEST_LINK_LOCAL,

@@ -23,13 +23,13 @@ import shim
 from shim import errors
 from shim.cli import EPILOG, cli, main
 from shim.config import Config
-from shim.config import Host as HostSettings
 from shim.control import shapes
 from shim.core.policy import Access, Policy
 from shim.datapath import compile, guard_rules
 from shim.datapath.ebpf import RULES
 from shim.datapath.nft import ruleset
 from shim.host import nft_settings
+from shim.settings import Host as HostSettings
 from tests.unit.control_memory import NOBODY, ONE, TWO, Host, Memory
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from shim.check import Finding, findings, private_mounts
-from shim.config import Config, Datapath, Host, Proxy, parse
+from shim.config import Config, parse
+from shim.settings import Datapath, Host, Proxy
 
 ROOT = Path(__file__).parents[2]
 USER = next(user.pw_name for user in pwd.getpwall() if user.pw_uid)

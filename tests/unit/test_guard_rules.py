@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.config import Datapath
 from shim.datapath import guard_rules
+from shim.settings import Datapath
 
 DEFAULTS = Datapath()
 ADDRESSES = DEFAULTS.service_v4 + DEFAULTS.service_v6
