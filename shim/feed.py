@@ -1,7 +1,7 @@
 """What the agent and the proxy's workers say to each other: JSON lines over a Unix socket. PURE.
 
-Agent to worker: Table (the whole, at first), Put, Gone, Finish. Worker to agent: Hello, Done (a Table,
-Put or Gone of that `number` is in force), Load. The worker parses what guests send, so the agent
+Agent to worker: Keys and Table (the whole, at first), Put, Gone, Finish. Worker to agent: Hello, Done (a Table,
+Put, Gone or Keys of that `number` is in force), Load. The worker parses what guests send, so the agent
 believes none of it: its messages carry numbers only, and are bounded.
 """
 
@@ -30,13 +30,17 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """Whose a slot is, and what it may do; access as in shim.core.policy."""
+    """Whose a slot is, and what it may do; access, tokens and routes as in shim.core.policy."""
 
     slot: int
     generation: int
     instance: UUID
     v4: str
     v6: str
+    tokens: str | None = None
+    routes: tuple[tuple[str, str], ...] | None = None
+    project: str = ""
+    address: str = ""
 
 
 class Table(msgspec.Struct, frozen=True, tag=True):
@@ -59,6 +63,13 @@ class Gone(msgspec.Struct, frozen=True, tag=True):
     number: int
     slot: int
     generation: int
+
+
+class Keys(msgspec.Struct, frozen=True, tag=True):
+    """The keys of session tokens, (id, key), the one that signs first. No others hold any more."""
+
+    number: int
+    keys: tuple[tuple[int, bytes], ...]
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):
@@ -86,7 +97,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     requests: int
 
 
-ToWorker = Table | Put | Gone | Finish
+ToWorker = Table | Put | Gone | Keys | Finish
 ToAgent = Hello | Done | Load
 
 _encoder = msgspec.json.Encoder()

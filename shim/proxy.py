@@ -24,7 +24,7 @@ import uvloop
 
 from shim import feed, log, privilege
 from shim.core.exchange import Caller, Request, Response
-from shim.core.policy import Access, Policy
+from shim.core.policy import Access, Policy, Tokens
 from shim.errors import StoreError
 from shim.forward.embedded import Embedded
 from shim.forward.identify import Entry, Table
@@ -50,6 +50,7 @@ class Worker:
 
     def __init__(self, task: feed.Task) -> None:
         self.table = Table()
+        self._keys: tuple[tuple[int, bytes], ...] = ()
         self._task = task
         self._reader = Reader(Path(task.store))
         self._backend = Embedded(self._reader.version, self._render)
@@ -88,6 +89,8 @@ class Worker:
             self.table.remove(message.slot, message.generation)
             owner = (message.slot, message.generation)
             self.server.abort(lambda c: (c.slot, c.generation) == owner)
+        elif isinstance(message, feed.Keys):
+            self._keys = message.keys
         else:
             self.finish(message.grace)
 
@@ -142,7 +145,8 @@ class Worker:
 
 
 def _policy(entry: feed.Entry) -> Policy:
-    return Policy(Access(entry.v4), Access(entry.v6))
+    tokens = Tokens(entry.tokens) if entry.tokens is not None else None
+    return Policy(Access(entry.v4), Access(entry.v6), tokens=tokens, routes=entry.routes)
 
 
 def _entry(entry: feed.Entry) -> Entry:

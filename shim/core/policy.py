@@ -17,6 +17,7 @@ class Family(enum.Enum):
 
 _V4 = Family.V4  # reaching it by its class takes 0.1 µs (Python 3.11), and every request asks
 
+
 class Access(enum.Enum):
     """What happens to an instance's metadata requests over one address family.
 
@@ -30,13 +31,30 @@ class Access(enum.Enum):
     FORBID = "403"
 
 
+class Tokens(enum.Enum):
+    """What session tokens (IMDSv2) are to an instance: not given out, honoured, or asked of every request."""
+
+    OFF = "off"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+Routes = tuple[tuple[str, str], ...]
+"""(path prefix, backend) of one instance: all of its routes, in place of the host's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One instance's policy: access by family, and the hop limit (TTL, 1 to 64) that replies leave with."""
+    """One instance's policy: access by family, and the hop limit (TTL, 1 to 64) that replies leave with.
+
+    `tokens` and `routes` are the proxy's matter; None is what holds for the host.
+    """
 
     v4: Access = Access.OPEN
     v6: Access = Access.OPEN
     hop_limit: int = HOP_LIMIT_DEFAULT
+    tokens: Tokens | None = None
+    routes: Routes | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.hop_limit <= 64:

@@ -18,7 +18,10 @@ generation: connections that stand in the gateway namespace, which lingers over 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """What is enrolled on one tap. `instance` is None for a guarded tap that no source knows."""
+    """What is enrolled on one tap. `instance` is None for a guarded tap that no source knows.
+
+    `project` and `address` (the instance's IP address) are what the source of its identity says of it, if it does.
+    """
 
     slot: int
     generation: int
@@ -27,6 +30,8 @@ class Port:
     netns: str
     instance: UUID | None
     policy: Policy
+    project: str = ""
+    address: str = ""
 
 
 @dataclass

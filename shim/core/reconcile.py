@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from shim.core.policy import Access, Policy
+from shim.core.policy import Access, Policy, Tokens
 from shim.core.port import Port, Slots
 
 
@@ -23,6 +23,8 @@ class Wanted:
     netns: str
     instance: UUID | None
     policy: Policy
+    project: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,9 @@ def reconcile(
     for ifindex, want in wanted.items():
         former = held.get(ifindex)
         if former is not None and former.instance == want.instance:
-            port = replace(former, tap=want.tap, policy=want.policy)
+            port = replace(
+                former, tap=want.tap, policy=want.policy, project=want.project, address=want.address
+            )
             if again or port != former:
                 yield Ensure(port)
             continue
@@ -72,7 +76,9 @@ def reconcile(
             yield Unplaced(want)
             continue
         # The new owner's record replaces the former's on the tap in one step; only then is the former's slot freed.
-        yield Ensure(Port(*place, ifindex, want.tap, want.netns, want.instance, want.policy))
+        yield Ensure(
+            Port(*place, ifindex, want.tap, want.netns, want.instance, want.policy, want.project, want.address)
+        )
         if former is not None:
             yield Remove(former)
 
@@ -88,4 +94,5 @@ def closing(before: Policy, after: Policy) -> Policy:
         opens = new is Access.OPEN or (new is Access.FORBID and old is not Access.OPEN)
         return old if opens else new
 
-    return replace(before, v4=of(before.v4, after.v4), v6=of(before.v6, after.v6))
+    tokens = after.tokens if after.tokens is Tokens.REQUIRED else before.tokens
+    return replace(before, v4=of(before.v4, after.v4), v6=of(before.v6, after.v6), tokens=tokens)

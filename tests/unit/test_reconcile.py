@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from shim.core.policy import Access, Policy
+from shim.core.policy import Access, Policy, Tokens
 from shim.core.port import Port, Slots
 from shim.core.reconcile import Ensure, Remove, Unplaced, Wanted, closing, reconcile
 
@@ -81,3 +81,19 @@ def test_before_a_change_is_kept_nothing_opens(old: Access, new: Access) -> None
 def test_families_are_closed_each_by_itself() -> None:
     before, after = Policy(Access.OPEN, Access.DROP), Policy(Access.RESET, Access.OPEN)
     assert closing(before, after) == Policy(Access.RESET, Access.DROP)
+
+
+def test_a_token_is_asked_for_at_once_and_let_go_only_when_that_is_kept() -> None:
+    required, optional = Policy(tokens=Tokens.REQUIRED), Policy(tokens=Tokens.OPTIONAL)
+    assert closing(optional, required) == required
+    assert closing(required, optional) == required
+    routed = Policy(routes=(("/", "nova"),))
+    assert closing(Policy(), routed) == Policy()
+
+
+def test_what_is_said_of_an_owner_follows_its_source() -> None:
+    want = replace(wanted(ONE), project="p", address="10.0.0.5")
+    (action,) = reconcile({7: want}, {7: held(ONE, 1)}, Slots(4), 0)
+    assert isinstance(action, Ensure)
+    assert (action.port.slot, action.port.project, action.port.address) == (1, "p", "10.0.0.5")
+    assert list(reconcile({7: want}, {7: action.port}, Slots(4), 0)) == []
