@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint clean
+.PHONY: help setup demo test nova bench lint clean
 
 PYTHON := .venv/bin/python
 DATAPATH ?= ebpf
@@ -21,9 +21,14 @@ demo: ## two guests with one address, each with its own metadata; shuts one off 
 	@$(PYTHON) -m demo.run --datapath $(DATAPATH)
 
 test: ## every test tier (TESTS=tests/unit for some of them)
-	@./setup.sh curl wget busybox
+	@./setup.sh curl wget busybox haproxy nginx
+	@tests/nova/install.sh || echo "make test: without the real Nova: its tests cannot run" >&2
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root: the kernel tiers will be skipped" >&2; fi
 	@$(PYTHON) -m pytest $(TESTS)
+
+nova: ## the real Nova, which some tests forward to: a virtual environment in .venv-nova (part of `make test`)
+	@./setup.sh
+	@tests/nova/install.sh
 
 bench: ## what it costs, against peers: a table, and bench/result.json
 	@./setup.sh haproxy wrk
@@ -34,6 +39,6 @@ lint: ## ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
 
-clean: ## remove what these commands made in the tree, .venv included
-	@rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info bench/result.json
+clean: ## remove what these commands made in the tree, both virtual environments included
+	@rm -rf .venv .venv-nova .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info bench/result.json
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

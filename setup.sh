@@ -34,12 +34,15 @@ forbid_services() {
 }
 
 disable_services() {
-    [[ " $* " != *" haproxy "* ]] && return
-    if command -v systemctl >/dev/null; then
-        systemctl disable --quiet haproxy.service
-    else
-        update-rc.d haproxy disable
-    fi || say "haproxy may start at the next boot: disable its service"
+    local service
+    for service in haproxy nginx; do
+        [[ " $* " == *" $service "* ]] || continue
+        if command -v systemctl >/dev/null; then
+            systemctl disable --quiet "$service.service"
+        else
+            update-rc.d "$service" disable
+        fi || say "$service may start at the next boot: disable its service"
+    done
 }
 
 install_packages() {
