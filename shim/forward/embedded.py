@@ -1,8 +1,7 @@
 """The embedded backend: answers made here, from the documents in the store.
 
 An answer is made once and then kept, as long as the store does not change at all: operators write seldom
-and guests read the same few paths again and again. Asking the store whether it changed takes longer than all
-the rest, so that is done at most every two milliseconds. What is kept is bounded in bytes, and in answers per
+and guests read the same few paths again and again. What is kept is bounded in bytes, and in answers per
 instance, so that one which asks for ever new spellings of paths pushes out its own.
 """
 
@@ -11,16 +10,15 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from uuid import UUID
 
 from shim.core.exchange import Caller, Request, Response
 from shim.errors import StoreError
+from shim.forward.fresh import Freshness
 
 CACHE_BYTES = 8 << 20
 ANSWERS_PER_INSTANCE = 64
-
-CHECK_SECONDS = 0.002
-"""How long an answer may be behind the store."""
 
 _OVERHEAD = 600  # bytes that an answer takes beside its path and body: objects, and the dict's share
 _RETRY_SECONDS = b"2"
@@ -29,6 +27,7 @@ _UNAVAILABLE = Response(
     503,
     ((b"content-type", b"text/plain"), (b"retry-after", _RETRY_SECONDS)),
     b"metadata is not available now\n",
+    backend="embedded",
 )
 
 
@@ -46,50 +45,38 @@ class Embedded:
         cache_bytes: int = CACHE_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._version = version
+        self._freshness = Freshness(version, clock)
         self._render = render
         self._cache_bytes = cache_bytes
         self._answers: OrderedDict[UUID, dict[bytes, Response]] = OrderedDict()
-        self._seen: Hashable = None
-        self._clock = clock
-        self._check_at = float("-inf")
         self.held = 0
         """Bytes that the kept answers take, as reckoned."""
 
     def __call__(self, caller: Caller, request: Request) -> Response:
         """The answer; never raises for what a guest sends."""
         try:
-            now = self._clock()
-            if now >= self._check_at:
-                self._check(now)
+            if self._freshness.is_over():
+                self._answers.clear()
+                self.held = 0
             return self._answer(caller.instance, request)
         except StoreError:
             return _UNAVAILABLE
 
-    def refresh(self) -> None:
-        """Ask the store at the next request, whatever the time: for who has just heard of a change."""
-        self._check_at = float("-inf")
-
-    def _check(self, now: float) -> None:
-        version = self._version()
-        if version != self._seen:
-            self._answers.clear()
-            self.held = 0
-            self._seen = version
-        self._check_at = now + CHECK_SECONDS
-
     def _answer(self, instance: UUID, request: Request) -> Response:
         if request.method not in (b"GET", b"HEAD"):
-            return self._render(instance, request)
+            return self._made(instance, request)
         answers = self._answers.get(instance)
         kept = answers.get(request.path) if answers is not None else None
         if kept is not None:
             self._answers.move_to_end(instance)
             return kept
-        response = self._render(instance, request)
+        response = self._made(instance, request)
         if response.status == 200:
             self._keep(instance, request.path, response)
         return response
+
+    def _made(self, instance: UUID, request: Request) -> Response:
+        return replace(self._render(instance, request), backend="embedded")
 
     def _keep(self, instance: UUID, path: bytes, response: Response) -> None:
         cost = _cost(path, response)

@@ -49,12 +49,14 @@ def address_of(slot: int, family: Family) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Who has a slot. `generation` tells two owners of one slot apart."""
+    """Who has a slot. `generation` tells two owners of one slot apart; `project` and `address` may be empty."""
 
     slot: int
     generation: int
     instance: UUID
     policy: Policy
+    project: str = ""
+    address: str = ""
 
 
 class Table:
