@@ -1,11 +1,8 @@
 """Whether one address of a backend may be asked, by what checks and requests met there. PURE.
 
-                      request failed
-          ┌────── UP ────────────────▶ DOUBTED ──┐
-          │        ▲  ▲  check passed     │      │ check refused, or the
-          │        │  └───────────────────┘      │ second in a row failed
-          │        └─────── check passed ─────── DOWN ◀┘
-          └────────────── check refused ──────────▲
+    UP ──a request or one check failed──▶ DOUBTED ──two checks in a row failed──▶ DOWN
+    UP, DOUBTED ──a check was refused──▶ DOWN
+    DOUBTED, DOWN ──a check passed──▶ UP
 
 A request that fails says little: its connection may have been closed at the very moment by a backend that is well.
 So it only brings doubt: others are asked first, and a check decides at once. A check that the kernel refuses is

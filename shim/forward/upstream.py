@@ -3,7 +3,7 @@
 Theory of operation. `ask` gives a request to the next address in turn, and a Future that always ends with a
 Response. What provably never reached a backend is tried at the next address; anything else that fails becomes a
 502, 503 or 504 with Retry-After. Requests never wait for a check: each address has a task that asks its health
-path every CHECK_SECONDS, sooner when a request failed there or the last check did, by a client of its own (`probe`),
+path at a steady pace, sooner when a request failed there or the last check did, by a client of its own (`probe`),
 so that one whose connections are all taken by slow answers is not thought frozen. health.py decides what follows.
 """
 
@@ -24,11 +24,6 @@ from shim.forward.health import Finding, Health, State, judge
 
 logger = logging.getLogger("shim.forward")
 
-CHECK_SECONDS = 2.0
-AGAIN_SECONDS = 0.5
-"""Time between two checks of an address that is not well, and the least between any two."""
-CHECK_DEADLINE = 1.0
-
 RETRY_SECONDS = 0.9
 """How long after its arrival a request may be given to another address."""
 QUICK_SECONDS = 0.1
@@ -36,12 +31,21 @@ QUICK_SECONDS = 0.1
 at the very moment."""
 REPORT_SECONDS = 10.0
 
-_HEADERS = ((b"content-type", b"text/plain"), (b"retry-after", b"2"))
+RETRY_AFTER = ((b"content-type", b"text/plain"), (b"retry-after", b"2"))
 _BODIES = {
     502: b"the metadata service broke off its answer\n",
     503: b"metadata is not available now\n",
     504: b"the metadata service did not answer in time\n",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds between checks. `again`: where an address is not well, and the least between any two of one address."""
+
+    well: float = 2.0
+    again: float = 0.5
+    deadline: float = 1.0
 
 
 class Call(Protocol):
@@ -102,15 +106,17 @@ class Upstream:
         endpoints: Iterable[Endpoint],
         health_path: bytes = b"/",
         clock: Callable[[], float] = time.monotonic,
+        pace: Pace = Pace(),  # noqa: B008 - it is frozen
     ) -> None:
         self.name = name
         self.clock = clock
         self._endpoints = tuple(endpoints)
         self._check_request = Request(b"GET", health_path)
+        self._pace = pace
         self._turn = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._reports = Reports(name)
-        self._failures = {status: Response(status, _HEADERS, body, backend=name) for status, body in _BODIES.items()}
+        self._failures = {status: Response(status, RETRY_AFTER, body, backend=name) for status, body in _BODIES.items()}
         self._preferred = self._usable = self._endpoints
         now = clock()
         for endpoint in self._endpoints:
@@ -175,19 +181,19 @@ class Upstream:
         while True:
             endpoint.doubted.clear()
             self._conclude(endpoint, *await self._check(endpoint.probe))
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(self._pace.again)
             if endpoint.health.state is State.UP:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(endpoint.doubted.wait(), CHECK_SECONDS - AGAIN_SECONDS)
+                    await asyncio.wait_for(endpoint.doubted.wait(), self._pace.well - self._pace.again)
 
     async def _check(self, probe: Client) -> tuple[Finding, str]:
         outcome: asyncio.Future[Response | BackendError] = asyncio.get_running_loop().create_future()
         call = probe.ask(self._check_request, outcome.set_result)
         try:
-            async with asyncio.timeout(CHECK_DEADLINE):
+            async with asyncio.timeout(self._pace.deadline):
                 found = await outcome
         except TimeoutError:
-            return Finding.SILENT, f"no answer to a check within {CHECK_DEADLINE:g} s"
+            return Finding.SILENT, f"no answer to a check within {self._pace.deadline:g} s"
         finally:
             if outcome.cancelled():
                 call.cancel()
