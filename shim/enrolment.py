@@ -138,8 +138,9 @@ class Enrolment:
             return None
         self.resolutions[ifindex] = resolution
         return Wanted(
-            ifindex, link.name, OWN_NETNS, resolution.instance, self._policy_of(resolution.instance)
-        )
+            ifindex, link.name, OWN_NETNS, resolution.instance, self._policy_of(resolution.instance),
+            resolution.project, resolution.address,
+        )  # fmt: skip
 
     def _is_guarded(self, link: Link | None) -> bool:
         return link is not None and any(fnmatchcase(link.name, pattern) for pattern in self._patterns)

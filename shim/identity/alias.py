@@ -1,13 +1,13 @@
-"""The link's alias as the origin of identity: `ip link set tap1 alias metashim:<uuid>`.
+"""The link's alias as the origin of identity: `ip link set tap1 alias metashim:<uuid>`, or `metashim:<uuid>/<project>`.
 
 Others use aliases too, so the mark may be one of several words; two different marks are none.
 """
 
 from __future__ import annotations
 
-from uuid import UUID
-
+from shim.core.exchange import Subject
 from shim.core.instance import parse_instance
+from shim.core.names import parse_project
 
 MARK = "metashim:"
 
@@ -17,11 +17,11 @@ class Alias:
 
     name = "alias"
 
-    def instance_of(self, netns: str, tap: str, alias: str | None) -> UUID | None:
-        """The instance that the alias names."""
+    def subject_of(self, netns: str, tap: str, alias: str | None) -> Subject | None:
+        """The instance, and its project if any, that the alias names."""
         words = {word.removeprefix(MARK) for word in (alias or "").split() if word.startswith(MARK)}
         try:
-            found = {parse_instance(word) for word in words}
+            found = {_parse(word) for word in words}
         except ValueError:
             return None
         return found.pop() if len(found) == 1 else None
@@ -33,3 +33,11 @@ class Alias:
     def refresh(self) -> bool:
         """Never changes by itself: a new alias is a netlink event."""
         return False
+
+
+def _parse(text: str) -> Subject:
+    """What follows the mark. Raises ValueError."""
+    instance, slash, project = text.partition("/")
+    if slash and not project:
+        raise ValueError("no project after the slash")
+    return Subject(parse_instance(instance), parse_project(project))

@@ -4,6 +4,8 @@
     interface = "tap1"
     instance = "6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60"
     netns = "rack1"          # optional; without it, the agent's own namespace
+    project = "5f1d0e2c9a3b4c5d8e7f60718293a4b5"   # optional: what a backend is told of the instance, in place of
+    address = "10.0.0.5"                           # what its document says
 
 The file counts as a whole: one wrong entry and the last good mapping holds, with the error in `health`,
 because half a mapping would cut guests off. A file that goes away is such an error too (editors unlink
@@ -16,20 +18,22 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from uuid import UUID
 
 import msgspec
 
+from shim.core.exchange import Subject
 from shim.core.instance import parse_instance
-from shim.core.names import parse_netns, parse_tap
+from shim.core.names import parse_ip, parse_netns, parse_project, parse_tap
 
-Mapping = dict[tuple[str, str], UUID]
+Mapping = dict[tuple[str, str], Subject]
 
 
 class _Port(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interface: str
     instance: str
     netns: str = ""
+    project: str = ""
+    address: str = ""
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,8 +51,8 @@ class StaticFile:
         self._error: str | None = None
         self._stamp: tuple[int, ...] | None = None
 
-    def instance_of(self, netns: str, tap: str, alias: str | None) -> UUID | None:
-        """The instance that the file names."""
+    def subject_of(self, netns: str, tap: str, alias: str | None) -> Subject | None:
+        """Who the file says is behind the tap."""
         return self._known.get((netns, tap))
 
     def health(self) -> str | None:
@@ -84,7 +88,9 @@ def parse(raw: bytes) -> Mapping:
             key = parse_netns(port.netns), parse_tap(port.interface)
             if key in known:
                 raise ValueError(f"{port.interface!r} is there twice")
-            known[key] = parse_instance(port.instance)
+            known[key] = Subject(
+                parse_instance(port.instance), parse_project(port.project), parse_ip(port.address)
+            )
         except ValueError as error:
             raise ValueError(f"port {number}: {error}") from None
     return known

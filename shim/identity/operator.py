@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
+from shim.core.exchange import Subject
 from shim.errors import StoreError
 
 Attachments = Mapping[tuple[str, str], UUID]
@@ -21,9 +22,10 @@ class Operator:
         self._known: Attachments = {}
         self._error: StoreError | None = None
 
-    def instance_of(self, netns: str, tap: str, alias: str | None) -> UUID | None:
+    def subject_of(self, netns: str, tap: str, alias: str | None) -> Subject | None:
         """The instance that an operator attached."""
-        return self._known.get((netns, tap))
+        instance = self._known.get((netns, tap))
+        return Subject(instance) if instance else None
 
     def health(self) -> str | None:
         """The store's error, or None."""

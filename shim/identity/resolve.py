@@ -1,4 +1,4 @@
-"""Which instance is behind a tap: ordered sources, the first that knows wins. PURE."""
+"""Who is behind a tap: ordered sources, the first that knows wins. PURE."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from shim.core.exchange import Subject
+
 
 class Source(Protocol):
-    """One origin of the mapping from (namespace, tap) to instance. `netns` is empty for the agent's own."""
+    """One origin of the mapping from (namespace, tap) to instances. `netns` is empty for the agent's own."""
 
     @property
     def name(self) -> str:
         """What the configuration calls it."""
 
-    def instance_of(self, netns: str, tap: str, alias: str | None) -> UUID | None:
-        """The instance behind a tap as of the last refresh, None when not known here. Never raises."""
+    def subject_of(self, netns: str, tap: str, alias: str | None) -> Subject | None:
+        """Who is behind a tap as of the last refresh, None when not known here. Never raises."""
 
     def health(self) -> str | None:
         """What is wrong with this source and what to do, or None when it is well."""
@@ -27,11 +29,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What the sources say of one tap. `others` are later sources that name another instance."""
+    """What the sources say of one tap. `others` are later sources that name another instance.
+
+    `project` and `address` are as the source says that wins, empty where that one says none.
+    """
 
     instance: UUID | None = None
     source: str = ""
     others: tuple[tuple[str, UUID], ...] = ()
+    project: str = ""
+    address: str = ""
 
     @property
     def conflict(self) -> str:
@@ -47,12 +54,13 @@ class Resolver:
         self._sources = tuple(sources)
 
     def resolve(self, netns: str, tap: str, alias: str | None) -> Resolution:
-        """The instance behind a tap, who said so, and who says otherwise."""
-        claims = [(s.name, found) for s in self._sources if (found := s.instance_of(netns, tap, alias))]
+        """Who is behind a tap, which source said so, and which say otherwise."""
+        claims = [(s.name, found) for s in self._sources if (found := s.subject_of(netns, tap, alias))]
         if not claims:
             return Resolution()
-        source, instance = claims[0]
-        return Resolution(instance, source, tuple(c for c in claims[1:] if c[1] != instance))
+        source, won = claims[0]
+        others = tuple((name, claim.instance) for name, claim in claims[1:] if claim.instance != won.instance)
+        return Resolution(won.instance, source, others, won.project, won.address)
 
     def refresh(self) -> bool:
         """Refresh every source; True when any may answer otherwise than before."""

@@ -101,6 +101,20 @@ async def test_a_tap_with_an_identity_is_guarded_whatever_its_name(host: Host) -
 
 
 @story
+async def test_what_is_said_of_an_owner_is_told_again_when_it_alone_changes(host: Host) -> None:
+    host.link(1, ONE)
+    await host.enrolment.settle()
+    before = host.enrolment.ports[1]
+    host.links[1] = Link(1, "tap1", f"metashim:{ONE}/p")
+    await host.enrolment.settle()
+    after = host.enrolment.ports[1]
+    assert (after.slot, after.generation, after.project) == (before.slot, before.generation, "p")
+    assert host.told == [(ONE, True), (ONE, True)]
+    await host.enrolment.settle()
+    assert len(host.told) == 2, "and only then"
+
+
+@story
 async def test_a_tap_that_changes_hands_changes_slots(host: Host) -> None:
     host.link(1, ONE)
     await host.enrolment.settle()

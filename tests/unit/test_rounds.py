@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from shim import rounds
+from shim.core.exchange import Subject
 from shim.core.policy import Policy
 from shim.core.port import Port, Slots
 from shim.datapath import abi
@@ -52,9 +53,10 @@ class Names:
         self.asked: list[str] = []
         self.changed = False
 
-    def instance_of(self, netns: str, tap: str, alias: str | None) -> UUID | None:
+    def subject_of(self, netns: str, tap: str, alias: str | None) -> Subject | None:
         self.asked.append(tap)
-        return self.known.get(tap)
+        instance = self.known.get(tap)
+        return Subject(instance) if instance else None
 
     def health(self) -> str | None:
         return None
