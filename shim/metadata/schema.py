@@ -15,8 +15,13 @@ from shim.errors import StoreError
 
 APPLICATION_ID = 0x6D736869  # "mshi"
 
-SCHEMA = 1
-"""This version's schema number. A change of the tables raises it and brings the older ones along."""
+SCHEMA = 2
+"""This version's schema number. A change of the tables raises it and brings the older ones along.
+
+What a worker of an earlier version does when the agent raises it beneath: it goes on with the file that it has open, as
+documents are all it reads and they are as they were. Should it have to open the file anew, it sees the number and
+serves 503 rather than guess; the agent ends such a worker as soon as it is heard (see feed.PROTOCOL).
+"""
 
 TABLES = (
     # One row: the last revision given out. Revisions grow over all documents and survive deletions,
@@ -33,7 +38,9 @@ TABLES = (
         instance TEXT PRIMARY KEY,
         v4 TEXT NOT NULL,           -- values of shim.core.policy.Access
         v6 TEXT NOT NULL,
-        hop_limit INTEGER NOT NULL
+        hop_limit INTEGER NOT NULL,
+        tokens TEXT,                -- of shim.core.policy.Tokens; NULL: as the host has it
+        routes TEXT                 -- JSON, backend by path prefix; NULL: as the host has them
     ) WITHOUT ROWID""",
     """CREATE TABLE attachments (
         netns TEXT NOT NULL,        -- empty: the host's own
@@ -44,6 +51,11 @@ TABLES = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA}",
 )
+
+MIGRATIONS = {
+    # schema number → what makes the next one of it
+    1: ("ALTER TABLE policies ADD COLUMN tokens TEXT", "ALTER TABLE policies ADD COLUMN routes TEXT"),
+}
 
 _HINTS = {
     sqlite3.SQLITE_FULL: "free some space there; nothing was changed",
@@ -75,6 +87,14 @@ def is_fresh(db: sqlite3.Connection, path: Path) -> bool:
 def pragma(db: sqlite3.Connection, name: str) -> int:
     """The value of a numeric pragma."""
     return int(db.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def bring_along(db: sqlite3.Connection) -> None:
+    """Make this version's tables of an earlier one's. Within a transaction: all of it or nothing."""
+    for version in range(pragma(db, "user_version"), SCHEMA):
+        for statement in MIGRATIONS[version]:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
 def explain(path: Path, error: Exception) -> StoreError:

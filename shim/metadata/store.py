@@ -7,6 +7,7 @@ One Store is for one thread. Failures are StoreErrors, after which nothing is ha
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from shim.core.policy import Access, Policy
+from shim.core.policy import Access, Policy, Routes, Tokens
 from shim.errors import ConflictError, InputError, StoreError
 from shim.metadata.document import Document, decode, restore
-from shim.metadata.schema import TABLES, explained, is_fresh
+from shim.metadata.schema import SCHEMA, TABLES, bring_along, explained, is_fresh, pragma
 
 BUSY_SECONDS = 2.0
 """How long a write waits for another process's. The agent is alone, so this is for an operator's sqlite3."""
@@ -66,6 +67,9 @@ class Store:
             with self.transaction():
                 for statement in TABLES:
                     self._db.execute(statement)
+        elif pragma(self._db, "user_version") < SCHEMA:
+            with self.transaction():
+                bring_along(self._db)
         _share(self.path, gid)
 
     def close(self) -> None:
@@ -137,17 +141,19 @@ class Store:
 
     def put_policy(self, instance: UUID, policy: Policy) -> None:
         """Keep an instance's policy."""
+        tokens = policy.tokens.value if policy.tokens else None
+        routes = json.dumps(dict(policy.routes)) if policy.routes is not None else None
         with self.transaction(), explained(self.path):
             self._db.execute(
-                "INSERT OR REPLACE INTO policies VALUES (?, ?, ?, ?)",
-                (str(instance), policy.v4.value, policy.v6.value, policy.hop_limit),
+                "INSERT OR REPLACE INTO policies VALUES (?, ?, ?, ?, ?, ?)",
+                (str(instance), policy.v4.value, policy.v6.value, policy.hop_limit, tokens, routes),
             )
 
     def policies(self) -> dict[UUID, Policy]:
         """The policies of the instances that have one of their own."""
         with explained(self.path):
-            rows = self._rows("SELECT instance, v4, v6, hop_limit FROM policies")
-            return {UUID(instance): Policy(Access(v4), Access(v6), hops) for instance, v4, v6, hops in rows}
+            rows = self._rows("SELECT instance, v4, v6, hop_limit, tokens, routes FROM policies")
+            return {UUID(instance): _policy(*row) for instance, *row in rows}
 
     def delete_policy(self, instance: UUID) -> bool:
         """Let the default policy hold again; whether there was another."""
@@ -185,6 +191,18 @@ class Store:
     def _delete(self, statement: str, *values: str) -> bool:
         with self.transaction(), explained(self.path):
             return self._db.execute(statement, values).rowcount > 0
+
+
+def _policy(v4: str, v6: str, hop_limit: int, tokens: str | None, routes: str | None) -> Policy:
+    """A stored policy. Raises ValueError if it makes no sense here."""
+    return Policy(Access(v4), Access(v6), hop_limit, Tokens(tokens) if tokens else None, _routes(routes))
+
+
+def _routes(raw: str | None) -> Routes | None:
+    found = json.loads(raw) if raw is not None else None
+    if found is not None and not (isinstance(found, dict) and all(isinstance(each, str) for each in found.values())):
+        raise ValueError(f"{raw!r} are not routes")
+    return tuple(found.items()) if found is not None else None
 
 
 def parsed(path: Path, revision: int, body: bytes | None) -> tuple[int, Document | None]:
