@@ -44,7 +44,7 @@ def _decoded(escape: re.Match[bytes]) -> bytes:
     if escape[1] is None:
         raise ValueError("bad escape")
     byte = bytes((int(escape[1], 16),))
-    if byte in b"/\0":
+    if byte in b"/?#":
         raise ValueError("escaped separator")
     return byte
 

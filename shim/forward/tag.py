@@ -202,7 +202,7 @@ def _signed_subject(subject: Subject) -> bytes:
     return f"v1\n{subject.instance}\n{_sayable(subject.project)}".encode()
 
 
-_TEMPLATE = re.compile(r"(?:[ -z|~]|\{(?:instance|project|address)\})+")
+_TEMPLATE = re.compile(r"(?:[ -z|~]|\{(?:instance|project|address)\})*")
 
 
 def check_template(name: str, template: str) -> None:
@@ -210,7 +210,7 @@ def check_template(name: str, template: str) -> None:
     lowered = name.lower().encode()
     if not _NAME.fullmatch(lowered):
         raise ValueError(f"{name!r} is not a header name of letters, digits and -")
-    if lowered in _HOP_BY_HOP | _WRITTEN_ANEW | {SIGNATURE.lower()} or lowered.startswith(b"proxy-"):
+    if lowered in _DROPPED or lowered == SIGNATURE.lower():
         raise ValueError(f"{name} is not for operators to set")
     if not _TEMPLATE.fullmatch(template):
         raise ValueError(f"{name}: {template!r} is not ASCII text with {{instance}}, {{project}} or {{address}} in it")
