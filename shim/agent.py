@@ -54,7 +54,9 @@ from shim.workers import Workers, running
 log = logging.getLogger("shim.agent")
 
 FINISH_SECONDS = 5.0
-CONTROL_LIMITS = Limits(body_bytes=MAX_BODY, idle_seconds=60, connections_per_instance=64, connections=64)
+CONTROL_LIMITS = Limits(
+    body_bytes=MAX_BODY, whole_bytes=MAX_BODY, idle_seconds=60, connections_per_instance=64, connections=64
+)
 
 
 def run(config: Config) -> int:

@@ -6,24 +6,30 @@ written at once, within the call that brought the request. While a request is an
 channel goes on listening, to learn that the peer has gone, and stops after READ_AHEAD bytes. Times are
 kept as one deadline per channel, which the server looks at in its sweep: no timer is made per request.
 
+A request with a large body is asked as soon as its head is read: while it is answered, what is listened to
+is its body, handed on through an Incoming, and READ_AHEAD counts from the body's end. A response in parts
+is sent by the one task that a channel ever has. What can no longer be told with a status ends in a reset,
+so that nobody takes a part of a message for the whole.
+
     READING ──request──▶ ANSWERING ──response──▶ READING, or BLOCKED while the peer does not read
+                         ANSWERING ──response in parts──▶ STREAMING ──its end──▶ READING, or BLOCKED
        any ──last response──▶ LINGERING or CLOSING ──▶ GONE
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import Hashable
-from enum import Enum
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from shim.core.exchange import Response
+from shim.core.exchange import Parts, Request, Response
+from shim.http.incoming import Incoming
+from shim.http.line import Line, State
+from shim.http.outgoing import Outgoing
 from shim.http.parse import Connection, Event, Malformed, Phase, Received
-from shim.http.serialize import CONTINUE, error_response, render
+from shim.http.serialize import CONTINUE, body_sent, ends_with_connection, error_response, render
 
 if TYPE_CHECKING:
     from shim.http.server import Server
@@ -33,77 +39,74 @@ C = TypeVar("C", bound=Hashable)
 READ_AHEAD = 16_384
 # Requests that one peer gets answered before the others have their turn.
 TURN = 16
-# How long what a refused peer still sends is taken off its hands. Closing at once would send a reset,
-# and a reset makes the peer's kernel throw away the response that was to tell it why (RFC 9112, 9.6).
-LINGER_SECONDS = 2.0
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-class State(Enum):
-    """What a channel is doing."""
-
-    READING = "waits for the peer's bytes, or for its turn"
-    ANSWERING = "waits for a handler's response"
-    BLOCKED = "waits for the peer to read"
-    LINGERING = "said its last, and takes what the peer still sends"
-    CLOSING = "said its last, and waits for it to be sent"
-    GONE = "closed"
-
+# nginx's, for the log alone: the peer, or the server, ended the connection before there was an answer.
+GIVEN_UP = 499
 
 # Reaching an enum's member by its class takes 0.1 µs (Python 3.11), and a request goes by here ten times.
 _READING = State.READING
 _IDLE = Phase.IDLE
 
 
-class Channel(asyncio.Protocol, Generic[C]):
+class Channel(Line, Generic[C]):
     """See above. `caller` and `key` are set by the server's welcome, before a byte is read."""
 
     __slots__ = (
+        "_asked",
+        "_begun",
+        "_incoming",
+        "_outgoing",
         "_parser",
         "_phase",
+        "_progress",
         "_server",
-        "_state",
         "_task",
-        "_transport",
-        "_write_full",
         "caller",
-        "deadline",
         "key",
     )
 
     caller: C
     key: Hashable
-    _transport: asyncio.Transport
 
     def __init__(self, server: Server[C]) -> None:
+        super().__init__(server.clock, server.limits.drain_seconds)
         self._server = server
         self._parser = Connection(server.heads)
         # What the deadline is for; None when a request has come since it was set.
         self._phase: Phase | None = Phase.IDLE
-        self._state = State.READING
-        self._task: asyncio.Future[Response] | None = None
-        self._write_full = False
-        self.deadline = inf
+        # The request that is being answered, and since when.
+        self._asked: Received | None = None
+        self._begun = 0.0
+        # Its body, while that is still arriving, with the bytes that came since the deadline was set.
+        self._incoming: Incoming | None = None
+        self._progress = 0
+        # Its response, while parts of it are still to be sent.
+        self._outgoing: Outgoing | None = None
+        self._task: asyncio.Future[Any] | None = None
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.deadline = self._server.clock() + self._server.limits.head_seconds
+        self.deadline = self._now() + self._server.limits.head_seconds
         self._server.welcome(self, self._transport)
 
     def data_received(self, data: bytes) -> None:
         if self._state is _READING:
             self._parser.feed(data)
             self._go_on()
-        elif self._state is State.ANSWERING:
+        elif self._state is State.ANSWERING or self._state is State.STREAMING:
             self._parser.feed(data)
-            if self._parser.buffered > READ_AHEAD:
+            if self._incoming is not None:
+                self._hand_on(self._incoming, len(data))
+            if self._incoming is None and self._parser.buffered > READ_AHEAD:
                 self._transport.pause_reading()
 
     def eof_received(self) -> None:
         """The peer is done: so are we, once what was written is sent. An answer under way is given up."""
-        self._end(State.CLOSING, self._server.limits.drain_seconds)
+        if self._state is State.STREAMING:
+            self.reset()
+        else:
+            self._end(State.CLOSING, self._drain_seconds)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end(State.GONE, inf)
@@ -111,11 +114,17 @@ class Channel(asyncio.Protocol, Generic[C]):
 
     def pause_writing(self) -> None:
         self._write_full = True
+        if self._outgoing is not None:
+            self._outgoing.pause()
+            self._set_deadline()
 
     def resume_writing(self) -> None:
         self._write_full = False
         if self._state is State.BLOCKED:
             self._yield_turn()
+        elif self._outgoing is not None:
+            self._outgoing.resume()
+            self._set_deadline()
 
     # What the server calls.
 
@@ -123,15 +132,8 @@ class Channel(asyncio.Protocol, Generic[C]):
         """Answer without asking the handler, and end."""
         answer = error_response(status, reason)
         self._transport.write(render(answer, head=False, keep_alive=False, http10=False))
+        self._tell(status, len(answer.body))
         self._linger()
-
-    def reset(self) -> None:
-        """End at once; the peer's kernel is told so with a TCP RST, and nothing more is sent."""
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._end(State.CLOSING, inf)
-        self._transport.abort()
 
     def wind_down(self) -> None:
         """End now if no request is begun, else after its response."""
@@ -140,14 +142,14 @@ class Channel(asyncio.Protocol, Generic[C]):
 
     def time_out(self) -> None:
         """The deadline has passed."""
-        if self._state is not State.READING:
+        if self._state is State.READING and self._parser.phase is Phase.IDLE:
+            self._close()
+        elif self._state is State.READING or self._waits_for_body():
+            self._server.stats.timed_out += 1
+            self._turn_away(408, "request not complete in time")
+        else:
             self._server.stats.cut_off += 1
             self.reset()
-        elif self._parser.phase is Phase.IDLE:
-            self._close()
-        else:
-            self._server.stats.timed_out += 1
-            self.refuse(408, "request not complete in time")
 
     # From bytes to an answer.
 
@@ -181,7 +183,7 @@ class Channel(asyncio.Protocol, Generic[C]):
             return
         if phase is not self._phase:
             self._phase = phase
-            self.deadline = self._server.clock() + self._server.patience[phase]
+            self.deadline = self._now() + self._server.patience[phase]
         if not self._transport.is_reading():
             self._transport.resume_reading()
 
@@ -189,16 +191,30 @@ class Channel(asyncio.Protocol, Generic[C]):
         if isinstance(event, Received):
             self._answer(event)
         elif isinstance(event, Malformed):
-            self._server.stats.malformed += 1
-            self.refuse(event.status, event.reason)
+            self._meet_malformed(event)
         else:
             self._transport.write(CONTINUE)
+
+    def _meet_malformed(self, event: Malformed) -> None:
+        self._server.stats.malformed += 1
+        self._turn_away(event.status, event.reason)
+
+    def _turn_away(self, status: int, reason: str) -> None:
+        if self._outgoing is None:
+            self.refuse(status, reason)
+        else:
+            self.reset()
 
     def _answer(self, asked: Received) -> None:
         self._server.stats.requests += 1
         self._phase = None
+        self._asked = asked
+        self._begun = self._now()
+        request = self._open_body(asked.request) if asked.streamed else asked.request
+        if request is None:
+            return
         try:
-            answer = self._server.handler(self.caller, asked.request)
+            answer = self._server.handler(self.caller, request)
             if not isinstance(answer, Response):
                 self._expect(asked, asyncio.ensure_future(answer))
                 return
@@ -211,6 +227,8 @@ class Channel(asyncio.Protocol, Generic[C]):
         self.deadline = inf
         self._task = task
         task.add_done_callback(partial(self._answered, asked))
+        if self._incoming is not None:
+            self._set_deadline()
 
     def _answered(self, asked: Received, task: asyncio.Future[Response]) -> None:
         self._task = None
@@ -220,54 +238,129 @@ class Channel(asyncio.Protocol, Generic[C]):
             if self._state is not State.ANSWERING:
                 return  # it was given up, by us
             answer = self._server.fail(asked.request.method, error)
-        if self._state is State.ANSWERING:
-            self._send(asked, answer)
-        if self._state is State.READING:
-            self._go_on()
+        if self._state is not State.ANSWERING:
+            self._server.discard(answer)
+            return
+        self._send(asked, answer)
+        self._take_turn()
 
     def _send(self, asked: Received, response: Response) -> None:
         try:
-            last = not asked.keep_alive or response.close or self._server.draining
+            last = not asked.keep_alive or response.close or self._server.draining or self._incoming is not None
+            last = last or ends_with_connection(response, asked.http10)
             data = render(response, head=asked.head_only, keep_alive=not last, http10=asked.http10)
         except Exception as error:  # noqa: BLE001 - the boundary of one request
+            self._server.discard(response)
             last = True
-            failure = self._server.fail(asked.request.method, error)
-            data = render(failure, head=asked.head_only, keep_alive=False, http10=asked.http10)
+            response = self._server.fail(asked.request.method, error)
+            data = render(response, head=asked.head_only, keep_alive=False, http10=asked.http10)
         self._transport.write(data)
+        bodied = body_sent(response, asked.head_only)
+        if response.parts is not None:
+            if bodied:
+                self._stream(response, response.parts, asked.http10, last)
+                return
+            self._server.discard(response)
+        self._tell(response.status, len(response.body) if bodied else 0, response.backend)
+        self._go_after(last)
+
+    def _go_after(self, last: bool) -> None:
+        """A response was written."""
         if last:
             self._finish()
         elif self._write_full:
             self._transport.pause_reading()
             self._state = State.BLOCKED
-            self.deadline = self._server.clock() + self._server.limits.drain_seconds
+            self.deadline = self._now() + self._drain_seconds
         else:
             self._state = _READING
 
-    # Ways to end.
+    def _tell(self, status: int, body_bytes: int, backend: str = "") -> None:
+        """One request is over, for who observes."""
+        asked, self._asked = self._asked, None
+        if self._server.observe is not None:
+            self._server.report(self.caller, asked, status, body_bytes, self._begun, backend)
+
+    # Bodies in parts.
+
+    def _open_body(self, asked: Request) -> Request | None:
+        """The request with its body's parts to come. None if it was malformed already."""
+        incoming = self._incoming = Incoming(self._parser, self._transport, self._set_deadline)
+        if not self._hand_on(incoming, 0):
+            return None
+        incoming.listen()
+        return Request(asked.method, asked.path, asked.query, asked.headers, parts=incoming, length=asked.length)
+
+    def _hand_on(self, incoming: Incoming, arrived: int) -> bool:
+        """Give the handler what came of the body in the last bytes; False if it was malformed."""
+        event = incoming.pull()
+        if isinstance(event, Malformed):
+            self._meet_malformed(event)
+            return False
+        if event is not None:
+            self._incoming = None
+            incoming.end()
+        self._progress += arrived
+        went_on = self._progress >= self._server.limits.whole_bytes
+        if went_on or self._incoming is None or not self._transport.is_reading():
+            self._set_deadline()
+        return True
+
+    def _stream(self, response: Response, parts: Parts, http10: bool, last: bool) -> None:
+        self._state = State.STREAMING
+        self._outgoing = Outgoing(response, parts, http10=http10, last=last)
+        if self._write_full:
+            self._outgoing.pause()
+        self._task = self._outgoing.start(self._transport.write, self._streamed)
+        self._set_deadline()
+
+    def _streamed(self, outgoing: Outgoing, error: BaseException | None) -> None:
+        if error is not None:
+            self._server.discard(outgoing.response)
+        if self._state is not State.STREAMING:
+            return  # it was given up, by us
+        if error is not None:
+            self._server.fail_late(error)
+            self.reset()
+            return
+        self._task = self._outgoing = None
+        self._tell(outgoing.response.status, outgoing.sent, outgoing.response.backend)
+        self._go_after(outgoing.last)
+        self._take_turn()
+
+    def _waits_for_body(self) -> bool:
+        return self._incoming is not None and not self._waits_for_reader()
+
+    def _waits_for_reader(self) -> bool:
+        return self._outgoing is not None and self._write_full
+
+    def _set_deadline(self) -> None:
+        """For the peer to read, or to send its body, while its request is answered."""
+        self._progress = 0
+        if self._waits_for_reader():
+            self.deadline = self._now() + self._drain_seconds
+        elif self._incoming is not None and self._transport.is_reading():
+            self.deadline = self._now() + self._server.limits.body_seconds
+        else:
+            self.deadline = inf
+
+    # Its end.
 
     def _finish(self) -> None:
-        if self._parser.buffered or not self._transport.is_reading():
+        if self._parser.buffered or self._incoming is not None or not self._transport.is_reading():
             self._linger()
         else:
             self._close()
 
-    def _linger(self) -> None:
-        self._end(State.LINGERING, self._server.limits.drain_seconds if self._write_full else LINGER_SECONDS)
-        try:
-            self._transport.write_eof()
-        except OSError:
-            self._transport.abort()  # the peer has gone, and its reset was not read yet
-            return
-        if not self._transport.is_reading():
-            self._transport.resume_reading()
-
-    def _close(self) -> None:
-        self._end(State.CLOSING, self._server.limits.drain_seconds)
-        self._transport.close()
-
-    def _end(self, state: State, seconds: float) -> None:
-        self._state = state
-        self.deadline = self._server.clock() + seconds
+    def _give_up(self) -> None:
+        if self._outgoing is not None:
+            self._tell(self._outgoing.response.status, self._outgoing.sent, self._outgoing.response.backend)
+            self._outgoing = None
+        elif self._asked is not None:
+            self._tell(GIVEN_UP, 0)
+        if self._incoming is not None:
+            self._incoming.cut_off()
+            self._incoming = None
         if self._task is not None:
             self._task.cancel()
             self._task = None

@@ -2,7 +2,7 @@
 
 `feed` takes bytes; `next_event` gives one event at a time, so that a peer who pipelines thousands of
 requests costs the memory of its bytes and no more. The events depend on the bytes alone, never on
-how they were split.
+how they were split; only where one Part ends and the next begins does.
 """
 
 from __future__ import annotations
@@ -22,12 +22,28 @@ _MEMO_HEAD_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A whole request. `keep_alive`: the peer wants the connection to go on after the response."""
+    """A whole request. `keep_alive`: the peer wants the connection to go on after the response.
+
+    `streamed`: its body is too large to be collected, and follows in Parts up to an End, or to a Malformed.
+    """
 
     request: Request
     keep_alive: bool
     http10: bool
     head_only: bool
+    streamed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One byte or more of a streamed body, decoded."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A streamed body was whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +59,7 @@ class Malformed:
     reason: str
 
 
-Event = Received | Continue | Malformed
+Event = Received | Part | End | Continue | Malformed
 
 
 class Phase(Enum):
@@ -87,7 +103,17 @@ class Heads:
 class Connection:
     """The incoming side of one connection."""
 
-    __slots__ = ("_blank_line_skipped", "_body", "_buffer", "_head", "_heads", "_over", "_scanned")
+    __slots__ = (
+        "_blank_line_skipped",
+        "_body",
+        "_buffer",
+        "_collected",
+        "_head",
+        "_heads",
+        "_over",
+        "_scanned",
+        "_streaming",
+    )
 
     def __init__(self, heads: Heads) -> None:
         self._heads = heads
@@ -96,6 +122,8 @@ class Connection:
         self._blank_line_skipped = False
         self._head: Head | None = None
         self._body: Body | None = None
+        self._collected = bytearray()
+        self._streaming = False
         self._over = False
 
     @property
@@ -110,7 +138,7 @@ class Connection:
     @property
     def buffered(self) -> int:
         """Bytes fed and not yet given as events."""
-        return len(self._buffer)
+        return len(self._buffer) + len(self._collected)
 
     def feed(self, data: bytes) -> None:
         """Add what arrived. After a Malformed event it is thrown away."""
@@ -122,11 +150,13 @@ class Connection:
         if not self._buffer and self._head is None:
             return None
         try:
-            return self._next_head() if self._head is None else self._next_body(self._head)
+            if self._head is None or self._body is None:
+                return self._next_head()
+            return self._next_body(self._head, self._body)
         except Refused as refused:
             self._over = True
             self._buffer.clear()
-            self._head = self._body = None
+            self._forget_body()
             return Malformed(refused.status, refused.reason)
 
     def _next_head(self) -> Event | None:
@@ -138,7 +168,7 @@ class Connection:
             return received
         self._head = head
         self._body = self._expected(head)
-        return Continue() if head.expect_continue else self._next_body(head)
+        return Continue() if head.expect_continue else self._next_body(head, self._body)
 
     def _expected(self, head: Head) -> Body:
         return ChunkedBody(self._heads.limits.body_bytes) if head.length is None else SizedBody(head.length)
@@ -166,14 +196,45 @@ class Connection:
             self._scanned = 0
             self._blank_line_skipped = True
 
-    def _next_body(self, head: Head) -> Event | None:
-        body = self._body.take(self._buffer) if self._body is not None else b""
-        if body is None:
-            return None
-        self._head = self._body = None
+    def _next_body(self, head: Head, body: Body) -> Event | None:
+        if self._streaming:
+            return self._next_part(body)
+        whole = self._collect(body)
         asked = head.request
-        return _received(head, Request(asked.method, asked.path, asked.query, asked.headers, body))
+        if body.announced > self._heads.limits.whole_bytes:
+            self._streaming = True
+            request = Request(asked.method, asked.path, asked.query, asked.headers, length=head.length)
+            return _received(head, request, streamed=True)
+        if not whole:
+            return None
+        request = Request(asked.method, asked.path, asked.query, asked.headers, bytes(self._collected))
+        self._forget_body()
+        return _received(head, request)
+
+    def _collect(self, body: Body) -> bool:
+        """Take what has come, as long as the body is small. Whether it is whole."""
+        while body.announced <= self._heads.limits.whole_bytes:
+            part = body.take(self._buffer)
+            if not part:
+                return part is not None
+            self._collected += part
+        return False
+
+    def _next_part(self, body: Body) -> Event | None:
+        part = bytes(self._collected) or body.take(self._buffer)
+        if part is None:
+            return None
+        if not part:
+            self._forget_body()
+            return End()
+        self._collected.clear()
+        return Part(part)
+
+    def _forget_body(self) -> None:
+        self._head = self._body = None
+        self._collected.clear()
+        self._streaming = False
 
 
-def _received(head: Head, request: Request) -> Received:
-    return Received(request, head.keep_alive, head.http10, request.method == b"HEAD")
+def _received(head: Head, request: Request, streamed: bool = False) -> Received:
+    return Received(request, head.keep_alive, head.http10, request.method == b"HEAD", streamed)

@@ -14,6 +14,7 @@ from shim.core.exchange import Headers, Response
 from shim.http.head import METHODS, TOKEN
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
 
 _STATUS_LINES = {code.value: b"HTTP/1.1 %d %s\r\n" % (code, code.phrase.encode()) for code in HTTPStatus}
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive"))
@@ -26,16 +27,38 @@ _RETRY_AFTER = b"1"
 
 
 def render(response: Response, *, head: bool, keep_alive: bool, http10: bool) -> bytes:
-    """The response to one request, ready to be sent. RFC 9112, 6.
+    """The response to one request, ready to be sent; of one in parts, what comes before them. RFC 9112, 6.
 
-    `head`: it answers a HEAD, so its body is not sent but its length is told; a handler without the body
-    tells the length with a Content-Length of its own. Raises ValueError on a status outside 200 to 599, a
-    header name that is no token, or a value with CR, LF or NUL.
+    `head`: it answers a HEAD, so its body is not sent but its length is told, if it is known; a handler
+    without the body tells it by `length`, or with a Content-Length of its own. A response in parts of unknown
+    length is chunked, and in HTTP/1.0 ends with the connection. Raises ValueError on a status outside 200 to
+    599, a header name that is no token, a value with CR, LF or NUL, or a length below 0.
     """
-    bodiless = response.status in _BODILESS
-    length = None if bodiless else _length(response, head)
-    top = _top(response.status, response.headers, length, keep_alive, http10)
-    return top if head or bodiless else top + response.body
+    if response.parts is not None or head or response.status in _BODILESS:
+        framing = b"" if response.status in _BODILESS else _framing(response, head, http10)
+        return _top(response.status, response.headers, framing, keep_alive, http10)
+    framing = b"content-length: %d\r\n" % len(response.body)
+    return _top(response.status, response.headers, framing, keep_alive, http10) + response.body
+
+
+def body_sent(response: Response, head: bool) -> bool:
+    """Whether the response to a request (`head`: to a HEAD) has its body sent after its head."""
+    return not head and response.status not in _BODILESS
+
+
+def is_chunked(response: Response, http10: bool) -> bool:
+    """Whether a response in parts is sent in chunks."""
+    return response.length is None and not http10
+
+
+def ends_with_connection(response: Response, http10: bool) -> bool:
+    """Whether the end of the connection is what ends the response (RFC 9112, 6.3, 8)."""
+    return http10 and response.parts is not None and response.length is None
+
+
+def chunk(part: bytes) -> bytes:
+    """One byte or more of a body, as a chunk (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(part), part)
 
 
 def error_response(status: int, reason: str) -> Response:
@@ -55,20 +78,32 @@ def _status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
-def _length(response: Response, head: bool) -> int:
-    if head and not response.body:
-        told = next((value for name, value in response.headers if name.lower() == b"content-length"), b"0")
-        if _DIGITS.fullmatch(told):
-            return int(told)
-    return len(response.body)
+def _framing(response: Response, head: bool, http10: bool) -> bytes:
+    """The line that says where a body ends, of a response whose body is in parts or is not sent."""
+    length = response.length
+    if length is None and response.parts is None:
+        length = _length(response)
+    if length is None:
+        return b"" if head or http10 else b"transfer-encoding: chunked\r\n"
+    if length < 0:
+        raise ValueError("a response's length is below 0")
+    return b"content-length: %d\r\n" % length
+
+
+def _length(response: Response) -> int | None:
+    """What a response to a HEAD would have; None where only the backend would know, and has not said."""
+    if response.body:
+        return len(response.body)
+    told = next((value for name, value in response.headers if name.lower() == b"content-length"), None)
+    if told is None:
+        return None if response.backend else 0
+    return int(told) if _DIGITS.fullmatch(told) else 0
 
 
 @lru_cache(maxsize=256)
-def _top(status: int, headers: Headers, length: int | None, keep_alive: bool, http10: bool) -> bytes:
+def _top(status: int, headers: Headers, framing: bytes, keep_alive: bool, http10: bool) -> bytes:
     """All before the body. Remembered: a service's answers are few, as its guests' questions are."""
-    lines = [_status_line(status), *map(_header_line, headers)]
-    if length is not None:
-        lines.append(b"content-length: %d\r\n" % length)
+    lines = [_status_line(status), *map(_header_line, headers), framing]
     if not keep_alive:
         lines.append(b"connection: close\r\n")
     elif http10:

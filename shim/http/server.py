@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable
@@ -18,7 +19,7 @@ from typing import Any, Generic
 from shim.core.exchange import Request, Response
 from shim.http.channel import C, Channel
 from shim.http.limits import Limits
-from shim.http.parse import Heads, Phase
+from shim.http.parse import Heads, Phase, Received
 from shim.http.serialize import error_response
 
 log = logging.getLogger("metashim.http")
@@ -46,6 +47,18 @@ class Stats:
     timed_out: int = 0  # a begun request that did not come in time
     cut_off: int = 0  # peers that did not take their response
     failed: int = 0  # handlers that raised
+    cut_short: int = 0  # responses whose parts raised, or were not of the length that was told
+
+
+Observe = Callable[[C, Request | None, int, int, float, str], None]
+"""(caller, request, status, body_bytes, seconds, backend), once a request when its answer is written, or cut off.
+
+request     None where there was none: malformed, late, or a connection over a limit. A body in parts is left out
+status      what was sent; 499 where the connection ended before there was an answer
+body_bytes  of the body, handed to the peer's connection; without what frames it
+seconds     from the call of the handler (0 where it was not called) until now
+backend     as in Response
+"""
 
 
 class Server(Generic[C]):
@@ -54,7 +67,8 @@ class Server(Generic[C]):
     handler    (caller, request) → Response, or an awaitable of one. What it raises becomes a 500.
     admit      (peer's address, own address), as the socket has them → the caller, or None: reset at once
     limit_key  caller → what `limits.connections_per_instance` counts by
-    clock      seconds; the loop's own if None
+    clock      seconds; the system's monotonic one if None
+    observe    see Observe
     """
 
     def __init__(
@@ -65,12 +79,14 @@ class Server(Generic[C]):
         *,
         limit_key: Callable[[C], Hashable],
         clock: Callable[[], float] | None = None,
+        observe: Observe[C] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.handler = handler
         self.limits = limits
         self.heads = Heads(limits)
-        self.clock = clock or loop.time
+        self.clock = clock or time.monotonic
+        self.observe = observe
         self.call_soon = loop.call_soon
         self.patience = _patience(limits)
         self.stats = Stats()
@@ -81,6 +97,7 @@ class Server(Generic[C]):
         self._held: Counter[Hashable] = Counter()
         self._listeners: list[asyncio.Server] = []
         self._empty = asyncio.Event()
+        self._closings: set[asyncio.Task[None]] = set()
         self._failures_logged = 0
         self._sweep_timer: asyncio.TimerHandle | None = None
 
@@ -155,6 +172,37 @@ class Server(Generic[C]):
         self.stats.failed += 1
         self._log_failure(method.decode("ascii") + " request failed", error)
         return error_response(500, "internal error")
+
+    def fail_late(self, error: BaseException) -> None:
+        """Count and log a response that was begun and cannot be ended."""
+        self.stats.cut_short += 1
+        self._log_failure("response cut short", error)
+
+    def discard(self, response: Response) -> None:
+        """Close the parts of a response of which no more is sent."""
+        close = getattr(getattr(response, "parts", None), "aclose", None)
+        if close is not None:
+            task = asyncio.ensure_future(self._close(close))
+            self._closings.add(task)
+            task.add_done_callback(self._closings.discard)
+
+    def report(
+        self, caller: C, asked: Received | None, status: int, body_bytes: int, begun: float, backend: str
+    ) -> None:
+        """Tell the observer of a request that is over. `begun`: when its handler was called."""
+        if self.observe is None:
+            return
+        request, seconds = (None, 0.0) if asked is None else (asked.request, self.clock() - begun)
+        try:
+            self.observe(caller, request, status, body_bytes, seconds, backend)
+        except Exception as error:  # noqa: BLE001 - who observes must not break who is observed
+            self._log_failure("request not observed", error)
+
+    async def _close(self, close: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await close()
+        except Exception as error:  # noqa: BLE001 - the response's parts are a handler's
+            self._log_failure("response not closed", error)
 
     def _channel(self) -> Channel[C]:
         return Channel(self)

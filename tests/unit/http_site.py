@@ -14,7 +14,7 @@ import uvloop
 
 from shim.core.exchange import Request, Response
 from shim.http.limits import Limits
-from shim.http.server import Server
+from shim.http.server import Observe, Server
 
 Handler = Callable[[str, Request], Response | Awaitable[Response]]
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -84,11 +84,14 @@ async def site(
     handler: Handler = hello,
     limits: Limits | None = None,
     admit: Callable[[Any, Any], str | None] = admit_all,
+    observe: Observe[str] | None = None,
 ) -> AsyncIterator[Site]:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     port = sock.getsockname()[1]
-    server: Server[str] = Server(handler, limits or Limits(), admit, limit_key=lambda caller: caller)
+    server: Server[str] = Server(
+        handler, limits or Limits(), admit, limit_key=lambda caller: caller, observe=observe
+    )
     await server.serve([sock])
     here = Site(server, port)
     try:
@@ -119,6 +122,15 @@ async def reset_seen(reader: asyncio.StreamReader) -> bool:
     except ConnectionResetError:
         return True
     return False
+
+
+def narrow(port: int) -> socket.socket:
+    """A connection whose owner can take little and does not read."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", port))
+    sock.setblocking(False)
+    return sock
 
 
 def by_turns(*names: str) -> Callable[[Any, Any], str]:

@@ -35,7 +35,7 @@ def own_server(path: Path, memory: Memory) -> Iterator[None]:
     api, loop, ready = Api(memory), asyncio.new_event_loop(), threading.Event()
 
     async def run() -> None:
-        limits = Limits(body_bytes=MAX_BODY)
+        limits = Limits(body_bytes=MAX_BODY, whole_bytes=MAX_BODY)
         server: Server[str] = Server(
             lambda _caller, request: api.handle(request), limits, lambda *_: "operator", limit_key=lambda c: c
         )

@@ -12,6 +12,7 @@ import pytest
 
 from shim.core.exchange import Request, Response
 from shim.http.channel import READ_AHEAD
+from shim.http.limits import Limits
 from shim.http.server import FAILURES_LOGGED
 from tests.unit.http_site import GET, ON_BOTH_LOOPS, SOON, Handler, Run, response, site, until
 
@@ -49,7 +50,8 @@ def test_a_large_body_in_segments_arrives_whole(run: Run) -> None:
     body = bytes(range(256)) * 256
 
     async def main() -> None:
-        async with site(lambda caller, request: Response(200, (), request.body)) as here:
+        limits = Limits(whole_bytes=len(body))
+        async with site(lambda caller, request: Response(200, (), request.body), limits) as here:
             reader, writer = await here.connect()
             writer.write(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body))
             for at in range(0, len(body), 5000):

@@ -22,6 +22,7 @@ from tests.unit.http_site import (
     SOON,
     Run,
     by_turns,
+    narrow,
     reset_seen,
     response,
     site,
@@ -163,15 +164,6 @@ def test_an_idle_connection_is_closed_after_an_answer_that_came_later_too(run: R
             assert await here.exchange(GET) == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
     run(main())
-
-
-def narrow(port: int) -> socket.socket:
-    """A connection whose owner can take little and does not read."""
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.connect(("127.0.0.1", port))
-    sock.setblocking(False)
-    return sock
 
 
 LARGE = 1_000_000

@@ -1,0 +1,73 @@
+"""A server's end of one connection: what it is doing, until when it may, and the ways that it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from enum import Enum
+from math import inf
+
+# How long what a refused peer still sends is taken off its hands. Closing at once would send a reset,
+# and a reset makes the peer's kernel throw away the response that was to tell it why (RFC 9112, 9.6).
+LINGER_SECONDS = 2.0
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class State(Enum):
+    """What a channel is doing."""
+
+    READING = "waits for the peer's bytes, or for its turn"
+    ANSWERING = "waits for a handler's response"
+    STREAMING = "sends a response whose parts are still to come"
+    BLOCKED = "waits for the peer to read"
+    LINGERING = "said its last, and takes what the peer still sends"
+    CLOSING = "said its last, and waits for it to be sent"
+    GONE = "closed"
+
+
+class Line(asyncio.Protocol):
+    """The part of a channel that knows nothing of HTTP. `deadline`: when the peer must have done what it has to."""
+
+    __slots__ = ("_drain_seconds", "_now", "_state", "_transport", "_write_full", "deadline")
+
+    _transport: asyncio.Transport
+
+    def __init__(self, clock: Callable[[], float], drain_seconds: float) -> None:
+        self._now = clock
+        self._drain_seconds = drain_seconds
+        self._state = State.READING
+        self._write_full = False
+        self.deadline = inf
+
+    def reset(self) -> None:
+        """End at once; the peer's kernel is told so with a TCP RST, and nothing more is sent."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._end(State.CLOSING, inf)
+        self._transport.abort()
+
+    def _linger(self) -> None:
+        self._end(State.LINGERING, self._drain_seconds if self._write_full else LINGER_SECONDS)
+        try:
+            self._transport.write_eof()
+        except OSError:
+            self._transport.abort()  # the peer has gone, and its reset was not read yet
+            return
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    def _close(self) -> None:
+        self._end(State.CLOSING, self._drain_seconds)
+        self._transport.close()
+
+    def _end(self, state: State, seconds: float) -> None:
+        self._state = state
+        self.deadline = self._now() + seconds
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """The connection ends: let go of what is under way on it."""
+        raise NotImplementedError
