@@ -106,7 +106,7 @@ class Upstream:
         endpoints: Iterable[Endpoint],
         health_path: bytes = b"/",
         clock: Callable[[], float] = time.monotonic,
-        pace: Pace = Pace(),  # noqa: B008 - it is frozen
+        pace: Pace = Pace(),
     ) -> None:
         self.name = name
         self.clock = clock
@@ -307,5 +307,5 @@ class Reports:
         """One more."""
         self._count += 1
         if now >= self._next:
-            logger.warning("backend %s: %d requests failed, the last at %s", self._name, self._count, what)
+            logger.warning("backend %s: requests failed: %d, the last at %s", self._name, self._count, what)
             self._count, self._next = 0, now + REPORT_SECONDS
