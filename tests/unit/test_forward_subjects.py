@@ -9,7 +9,6 @@ import pytest
 from shim.core.exchange import Subject
 from shim.core.policy import Policy
 from shim.errors import StoreError
-from shim.forward import subjects
 from shim.forward.identify import Entry
 from shim.forward.subjects import Subjects
 
@@ -70,7 +69,7 @@ def test_a_store_that_cannot_be_read_leaves_gaps_and_is_asked_again() -> None:
     assert documents.subjects.of(entry()).project == "p1"
 
 
-def test_what_was_read_is_kept_while_the_store_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_has_one_subject_while_the_store_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[UUID] = []
     state = [1]
 
@@ -80,15 +79,18 @@ def test_what_was_read_is_kept_while_the_store_is_the_same(monkeypatch: pytest.M
 
     kept = Subjects(lambda: state[0], read)
     monkeypatch.setattr("shim.forward.fresh.CHECK_SECONDS", 0.0)
-    assert [kept.of(entry(one)).project for one in (A, B, A, B)] == ["p1"] * 4
+    one, two = entry(A), Entry(2, 1, B, Policy())
+    first = kept.of(one)
+    assert kept.of(two).instance == B and kept.of(one) is first
     assert reads == [A, B]
     state[0] = 2
-    assert kept.of(entry(A)).project == "p2"
+    assert kept.of(one).project == "p2"
 
 
-def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subjects, "MOST", 3)
-    kept = Subjects(lambda: 1, Subject)
-    for number in range(1, 20):
-        assert kept.of(entry(UUID(int=number))).instance == UUID(int=number)
-    assert len(kept._known) <= 3
+def test_the_next_owner_of_a_slot_has_another_subject() -> None:
+    kept = Subjects(lambda: 1, lambda instance: Subject(instance, str(instance.int)))
+    assert kept.of(entry(A)).project == "1"
+    assert kept.of(entry(B)).project == "2"
+    full = entry(A, "p", "10.0.0.1")
+    assert kept.of(full) is kept.of(full)
+    assert kept.of(entry(A, "q", "10.0.0.1")).project == "q"
