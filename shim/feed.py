@@ -1,20 +1,41 @@
 """What the agent and the proxy's workers say to each other: JSON lines over a Unix socket. PURE.
 
 Agent to worker: Keys and Table (the whole, at first), Put, Gone, Finish. Worker to agent: Hello, Done (a Table,
-Put, Gone or Keys of that `number` is in force), Load. The worker parses what guests send, so the agent
-believes none of it: its messages carry numbers only, and are bounded.
+Put, Gone or Keys of that `number` is in force), Load, Totals, Usage, Backends. What is counted is told as sums since
+the worker began, so that nothing is lost with a message. The worker parses what guests send, so the agent believes
+none of it: its messages are bounded, carry numbers and the names of what is configured, and one text, why an address
+of a backend is not well.
 """
 
 from __future__ import annotations
 
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta
 
 from shim.http.limits import Limits
 
 LINE_BYTES = 1 << 16
 """The longest line a worker may send."""
+
+CODES = ("2xx", "3xx", "4xx", "5xx", "other")
+TOKENS = ("with", "without", "refused")
+"""What became of a request's session token: there was a good one, there was none, or it was turned away for it."""
+COUNTS = (*CODES, "bytes", *TOKENS, "limited")
+"""What is counted of a guest, in the order of Counts: requests by class of status, bytes of the bodies they were
+answered with, requests by their token, and those that were answered 429."""
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds in seconds; one more bucket has what took longer."""
+SPENT = len(CODES) + 1 + len(BUCKETS) + 1
+OWNERS_PER_LINE = 200  # of at most 13 numbers of at most 19 digits each
+
+Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Counts = Annotated[tuple[Number, ...], Meta(min_length=len(COUNTS), max_length=len(COUNTS))]
+Spent = Annotated[tuple[Number, ...], Meta(min_length=SPENT, max_length=SPENT)]
+"""Of a backend: requests by CODES, microseconds that they took in all, and how many took as long as each of BUCKETS."""
+Name = Annotated[str, Meta(max_length=32)]
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -91,14 +112,46 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """How much a worker has to do."""
+    """How much a worker has to do: connections open now; since it began: requests, connections, and connections
+    that were over a limit."""
 
-    connections: int
-    requests: int
+    connections: Number
+    requests: Number
+    accepted: Number = 0
+    turned_away: Number = 0
+
+
+class Totals(msgspec.Struct, frozen=True, tag=True):
+    """What all guests together had of a worker since it began. Backend "" is the proxy itself."""
+
+    counts: Counts
+    malformed: Number
+    backends: Annotated[dict[Name, Spent], Meta(max_length=16)]
+
+
+class Usage(msgspec.Struct, frozen=True, tag=True):
+    """What some owners of slots had of a worker since it began: (slot, generation, counts)."""
+
+    owners: Annotated[list[tuple[Number, Number, Counts]], Meta(max_length=OWNERS_PER_LINE)]
+
+
+class AddressHealth(msgspec.Struct, frozen=True):
+    """What a worker thinks of an address, as configured, of a backend. `why` is empty while it is well."""
+
+    backend: Name
+    address: str
+    healthy: bool
+    why: str = ""
+
+
+class Backends(msgspec.Struct, frozen=True, tag=True):
+    """All addresses of all backends."""
+
+    addresses: Annotated[list[AddressHealth], Meta(max_length=64)]
 
 
 ToWorker = Table | Put | Gone | Keys | Finish
-ToAgent = Hello | Done | Load
+ToAgent = Hello | Done | Load | Totals | Usage | Backends
 
 _encoder = msgspec.json.Encoder()
 _to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
