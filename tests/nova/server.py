@@ -16,7 +16,6 @@ HTTP is the standard library's WSGI server with threads and kept connections: it
 from __future__ import annotations
 
 import argparse
-import base64
 import ipaddress
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any
 from wsgiref.handlers import SimpleHandler
 from wsgiref.simple_server import WSGIRequestHandler
 
+# ruff: noqa: E402 - how Nova waits has to be said before anything else of it is imported
 os.environ["OS_NOVA_DISABLE_EVENTLET_PATCHING"] = "1"  # threads, as Nova has them under uWSGI
 
 from nova import monkey_patch
@@ -37,7 +37,7 @@ from nova import monkey_patch
 monkey_patch.patch(backend="threading")
 
 import nova.conf
-from nova import config, context, exception, objects
+from nova import config, exception, objects
 from nova.api.metadata.handler import MetadataRequestHandler
 from nova.network import model, security_group_api
 
@@ -231,7 +231,7 @@ def main() -> None:
     sys.argv[1:] = []
     with Server(options.unix or (options.host, options.port), app) as server:
         if options.unix:
-            os.chmod(options.unix, 0o666)
+            Path(options.unix).chmod(0o666)
         print("ready", options.unix or server.server_address[1], flush=True)
         server.serve_forever()
 
