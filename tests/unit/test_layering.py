@@ -31,7 +31,9 @@ MUST_BE_PURE = (
     "forward/identify.py",
     "forward/tag.py",
     "forward/token.py",
+    "http/client_request.py",
     "http/parse.py",
+    "http/reply.py",
     "http/serialize.py",
     "metadata/*.py",
 )

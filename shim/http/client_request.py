@@ -1,0 +1,66 @@
+"""Requests to a backend, as bytes. PURE.
+
+What frames a message is written here and nowhere else: Host, and Content-Length or Transfer-Encoding. The
+headers of a request that is given are end-to-end ones (RFC 9110, 7.6.1) and hold none of these.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from shim.core.exchange import Headers, Request
+from shim.http.head import TOKEN
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+# A guest repeats its requests, and its headers with them. 256 heads of at most some 16 KiB.
+_MEMO_HEADS = 256
+_TARGET = re.compile(rb"[!-~\x80-\xff]+")
+_BREAKS = re.compile(rb"[\r\n\x00]")
+_OURS = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection"))
+# Methods that say Content-Length: 0 when they have no body (RFC 9110, 8.6).
+_BODY_EXPECTED = frozenset((b"POST", b"PUT", b"PATCH"))
+
+
+def render(request: Request, authority: bytes) -> bytes:
+    """The head, and the body where it is whole; one in parts is framed by `chunk`, or sent as it is.
+
+    Raises ValueError on a method or header name that is no token, a header that is written here, a target with
+    white space or controls, or a value with CR, LF or NUL.
+    """
+    if request.parts is None:
+        body = request.body
+        length = len(body) if body or request.method in _BODY_EXPECTED else -1
+        return _head(request.method, request.path, request.query, request.headers, authority, length) + body
+    return _head(request.method, request.path, request.query, request.headers, authority, request.length)
+
+
+def chunk(part: bytes) -> bytes:
+    """A part of a chunked body. Not for an empty one, which would end it."""
+    return b"%x\r\n%b\r\n" % (len(part), part)
+
+
+@lru_cache(_MEMO_HEADS)
+def _head(
+    method: bytes, path: bytes, query: bytes, headers: Headers, authority: bytes, length: int | None
+) -> bytes:
+    """`length` None is for chunks, -1 for no body."""
+    target = path + b"?" + query if query else path
+    if not TOKEN.fullmatch(method) or not _TARGET.fullmatch(target):
+        raise ValueError("a request's method or target is malformed")
+    lines = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method, target, authority), *map(_header_line, headers)]
+    if length is None:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    elif length >= 0:
+        lines.append(b"Content-Length: %d\r\n" % length)
+    return b"".join(lines) + b"\r\n"
+
+
+def _header_line(header: tuple[bytes, bytes]) -> bytes:
+    name, value = header
+    if not TOKEN.fullmatch(name) or name.lower() in _OURS:
+        raise ValueError("a request header's name is no token, or frames the message")
+    if _BREAKS.search(value):
+        raise ValueError("a request header's value holds CR, LF or NUL")
+    return name + b": " + value + b"\r\n"
