@@ -41,13 +41,31 @@ def _requests() -> list[Figure]:
     return requests.measure()
 
 
+def _forward() -> list[Figure]:
+    from bench import forward
+
+    return forward.measure()
+
+
+def _isolation() -> list[Figure]:
+    from bench import isolation
+
+    return isolation.measure()
+
+
 def _scale(wanted: set[str]) -> Row:
     from bench import scale
 
     return lambda: scale.measure(wanted)
 
 
-ROWS: dict[str, Row] = {"packets": _packets, "path": _path, "requests": _requests}
+ROWS: dict[str, Row] = {
+    "packets": _packets,
+    "path": _path,
+    "requests": _requests,
+    "forward": _forward,
+    "isolation": _isolation,
+}
 SCALED = ("toggle", "enrol", "memory")
 """Measured together, as all need the same many ports."""
 

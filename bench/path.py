@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
-import socket
 import time
 from pathlib import Path
 from statistics import median
@@ -23,9 +21,11 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 
+from bench.batch import Batch, packet_socket
 from bench.figures import Figure
 from bench.site import DATAPATHS, MAC, instance_of
 from shim import config as configs
+from shim import settings
 from shim.core.policy import Access, Policy
 from shim.core.port import Port
 from shim.datapath.base import Datapath
@@ -35,8 +35,6 @@ from tests.lab import Lab, Namespace, VethGuest
 ROUNDS = 41
 BATCH, BATCHES = 64, 60
 SINK = "02:be:00:00:00:09"
-
-SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20  # linux/if_packet.h
 
 ETHER = Ether(src=MAC, dst=SINK)
 SYN = TCP(sport=40000, dport=80, flags="S")
@@ -53,31 +51,11 @@ BARE, GUARD = "no rules", "leak guard alone"
 HOSTS = (BARE, GUARD, *DATAPATHS)
 
 
-class _Message(ctypes.Structure):
-    """A struct mmsghdr (sendmmsg(2)) with what a bound packet socket needs of it."""
-
-    _fields_ = (
-        ("name", ctypes.c_void_p), ("name_length", ctypes.c_uint32),
-        ("vector", ctypes.c_void_p), ("vector_length", ctypes.c_size_t),
-        ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_long), ("sent", ctypes.c_uint),
-    )  # fmt: skip
-
-
-class _Vector(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
 class Sender:
     """A guest's raw socket, which sends one frame many times."""
 
     def __init__(self, guest: VethGuest) -> None:
-        self._socket = guest.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self._socket.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
-        self._socket.bind(("eth0", 0))
+        self._socket = guest.call(packet_socket, "eth0")
 
     def once(self, frame: bytes) -> None:
         """One frame."""
@@ -85,13 +63,10 @@ class Sender:
 
     def time(self, frame: bytes) -> float:
         """Nanoseconds that one of many takes. RuntimeError when the kernel took fewer."""
-        vector = _Vector(frame, len(frame))
-        one = {"vector": ctypes.addressof(vector), "vector_length": 1}
-        messages = (_Message * BATCH)(*(_Message(**one) for _ in range(BATCH)))
-        fd, sent = self._socket.fileno(), 0
+        batch, sock, sent = Batch([frame] * BATCH), self._socket, 0
         began = time.perf_counter_ns()
         for _ in range(BATCHES):
-            sent += _libc.sendmmsg(fd, messages, BATCH, 0)
+            sent += batch.send(sock)
         took = time.perf_counter_ns() - began
         if sent != BATCH * BATCHES:
             raise RuntimeError(f"the kernel took {sent} frames of {BATCH * BATCHES}")
@@ -110,7 +85,7 @@ class Host:
         self._sink = lab.veth_guest(f"s{number}", tap="up0", host=self.space, mac=SINK, link_local=False)
         self.space.ip.link("add", ifname="gw0", kind="veth", peer={"ifname": "gw1"})
         self.sender = Sender(self._guest)
-        self._config = configs.Config(host=configs.Host(name=f"b{os.getpid()}x{number}"))
+        self._config = configs.Config(host=settings.Host(name=f"b{os.getpid()}x{number}"))
         self._runner = asyncio.Runner()
         self._datapath: Datapath | None = None
 

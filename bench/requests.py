@@ -11,7 +11,6 @@ import contextlib
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -19,7 +18,7 @@ from typing import TypeVar
 
 from bench import load
 from bench.figures import Figure, Limit, percentile
-from bench.site import ROOT, Site, instance_of, site
+from bench.site import ROOT, Site, instance_of, plain_link, site
 from tests.lab import Namespace, VethGuest
 
 BODY_BYTES = 200
@@ -92,31 +91,15 @@ def _widen_ports(guest: Namespace) -> None:
 def _peers(here: Site, guest: VethGuest) -> Iterator[None]:
     """The peers at the other end of a plain link from the guest."""
     peer = here.lab.namespace("peer")
-    guest.ip.link("add", ifname="eth1", kind="veth", peer={"ifname": "eth0", "net_ns_fd": str(peer.path)})
-    for namespace, link, address in ((guest, "eth1", GUEST), (peer, "eth0", PEER)):
-        index = namespace.index(link)
-        namespace.ip.addr("add", index=index, address=address, prefixlen=24)
-        namespace.set_up(index)
+    plain_link(guest, peer, "eth0", (GUEST, PEER))
     with tempfile.NamedTemporaryFile("w", prefix="metashim-bench-", suffix=".cfg") as file:
         file.write(HAPROXY.format(address=PEER, port=HAPROXY_PORT, body="x" * BODY_BYTES))
         file.flush()
         peer.popen([sys.executable, "-m", "bench.bare", PEER, str(BARE_PORT), str(BODY_BYTES)], cwd=ROOT)
         peer.popen(["haproxy", "-q", "-db", "-f", file.name])
         for server in SERVERS:
-            _await(guest, server)
+            load.await_answer(guest, server.host, server.port, PATH)
         yield
-
-
-def _await(guest: Namespace, server: Server) -> None:
-    end = time.monotonic() + 10
-    while True:
-        try:
-            load.visits(guest, server.host, server.port, PATH, 0.01)
-            return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
 
 
 def _compare(guest: VethGuest) -> list[Figure]:

@@ -18,7 +18,7 @@ from shim import config as configs
 from shim.control.client import Client
 from shim.control.shapes import StatusView
 from shim.errors import UnreachableError
-from tests.lab import Lab, VethGuest
+from tests.lab import Lab, Namespace, VethGuest
 
 ROOT = Path(__file__).parents[1]
 READY_SECONDS = 120.0
@@ -32,21 +32,44 @@ name = "{name}"
 run_dir = "{folder}/run"
 state_dir = "{folder}/state"
 
+[identity]
+sources = ["file"]
+file = "{folder}/instances.toml"
+
+[log]
+level = "warning"
+"""
+
+DEFAULTS = """
+[proxy]
+user = "nobody"
+"""
+RAISED = """
 [datapath]
 max_ports = 16384
 connection_rate = 1000000
 connection_burst = 1000000
 event_rate = 1000
 
-[identity]
-sources = ["file"]
-file = "{folder}/instances.toml"
-
 [proxy]
 user = "nobody"
+request_rate = 1000000
+request_burst = 1000000
+"""
+"""Limits as they come, and such that one guest, asking as fast as it can, does not reach."""
 
-[log]
-level = "warning"
+
+def forwarded(port: int, requests: int = 16) -> str:
+    """Settings by which everything is forwarded to a port of the host's loopback, so many requests of an instance at
+    a time (16: as it comes)."""
+    return f"""
+[forward]
+routes = {{{{ "/" = "http" }}}}
+requests_per_instance = {requests}
+
+[http]
+addresses = ["http://127.0.0.1:{port}"]
+secret_file = "{{folder}}/secret"
 """
 
 
@@ -56,13 +79,19 @@ def instance_of(number: int) -> UUID:
 
 
 class Site:
-    """A lab whose host runs an agent. Guests and taps are numbered: `tap<number>`, `instance_of(number)`."""
+    """A lab whose host runs an agent. Guests and taps are numbered: `tap<number>`, `instance_of(number)`.
 
-    def __init__(self, lab: Lab, folder: Path) -> None:
+    `settings` are tables of the configuration beside those that SETTINGS has; `{folder}` in them is the site's.
+    """
+
+    def __init__(self, lab: Lab, folder: Path, settings: str = RAISED) -> None:
         self.lab = lab
         self._folder = folder
         path = folder / "metashim.toml"
-        path.write_text(SETTINGS.format(name=f"bench{os.getpid()}", folder=folder))
+        path.write_text((SETTINGS + settings).format(name=f"bench{os.getpid()}", folder=folder))
+        secret = folder / "secret"
+        secret.touch(0o600)
+        secret.write_text("bench-shared-secret")
         self.config = configs.load(path)
         self.client = Client(self.config.control_socket)
         self._command = [sys.executable, "-m", "shim", "--config", str(path)]
@@ -158,6 +187,16 @@ class Site:
         self.lab.host.run([*self._command, "teardown"], cwd=ROOT, timeout=120)
 
 
+def plain_link(guest: Namespace, peer: Namespace, ifname: str, addresses: tuple[str, str]) -> None:
+    """A veth pair between two namespaces that metashim has no part in: `eth1` of the guest, `ifname` of the peer, with
+    these addresses."""
+    guest.ip.link("add", ifname="eth1", kind="veth", peer={"ifname": ifname, "net_ns_fd": str(peer.path)})
+    for namespace, link, address in ((guest, "eth1", addresses[0]), (peer, ifname, addresses[1])):
+        index = namespace.index(link)
+        namespace.ip.addr("add", index=index, address=address, prefixlen=24)
+        namespace.set_up(index)
+
+
 def _mount_netns() -> None:
     """As the first `ip netns add` since boot does: made a mount later, /run/netns would hide what is in it by then."""
     if not Path("/run/netns").is_mount():
@@ -167,14 +206,14 @@ def _mount_netns() -> None:
 
 
 @contextlib.contextmanager
-def site() -> Iterator[Site]:
-    """A site of its own, removed at the end, also after a failure or Ctrl-C."""
+def site(settings: str = RAISED) -> Iterator[Site]:
+    """A site of its own with these settings, removed at the end, also after a failure or Ctrl-C."""
     _mount_netns()
     folder = Path(tempfile.mkdtemp(prefix="metashim-bench-"))
     folder.chmod(0o755)  # the proxy is nobody, and reads the store
     try:
         with Lab(f"bench{os.getpid()}") as lab:
-            made = Site(lab, folder)
+            made = Site(lab, folder, settings)
             try:
                 yield made
             except Exception as error:

@@ -1,12 +1,19 @@
 """What the bench makes of what it measured."""
 
+import asyncio
 import json
+import socket
+import threading
 
 import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
 
 from bench import __main__ as command
-from bench import load
+from bench import answer, forward, isolation, load, site, slow, syns
+from bench.batch import Batch
 from bench.figures import COLUMNS, Figure, Limit, middle_and_tail, percentile
+from shim import config as configs
 
 WRK = """Running 2s test @ http://192.0.2.1:8001/
   1 threads and 32 connections
@@ -79,7 +86,7 @@ def test_figures_as_json_hold_ratio_limit_and_verdict():
 
 class TestWrk:
     def test_rate_and_latencies_in_microseconds(self):
-        assert load.read_wrk(WRK) == load.Run(59368.12, 407.0, 1990.0)
+        assert load.read_wrk(WRK) == load.Run(59368.12, 407.0, 1990.0, 120000)
 
     @pytest.mark.parametrize("line", ["  Non-2xx or 3xx responses: 3\n", "  Socket errors: connect 0, read 9\n"])
     def test_a_run_with_failed_requests_is_no_figure(self, line):
@@ -89,6 +96,170 @@ class TestWrk:
     def test_anything_else_is_not_wrks(self):
         with pytest.raises(RuntimeError, match="something else"):
             load.read_wrk("unable to connect to 192.0.2.1:8001 Connection refused\n")
+
+
+def test_the_cpu_of_a_process_is_read_behind_its_name_whatever_that_is():
+    stat = "7 (a) b 9 9 9) S 1 7 7 0 -1 4194560 10 0 0 0 250 125 3 4 20 0 1 0 99 1000 100"
+    assert load.read_cpu(stat, 100) == 3.75
+
+
+class TestForwarding:
+    def figures(self, connections=32, body=200, ours=(18_000, 4_000), haproxy=(30_000, 2_000)):
+        def turns(rate, p99):
+            return [forward.Turn(load.Run(rate * f, 100, p99 * f, 1000), 0.04 * f) for f in (9, 1, 0.1)]
+
+        found = forward._figures(connections, body, [turns(*ours), turns(*haproxy), turns(60_000, 1_000)])
+        return {figure.name: figure for figure in found}
+
+    def test_medians_beside_haproxys_and_those_of_nobody_between(self):
+        figures = self.figures()
+        what = "forwarded, 200 bytes, 32 kept connections"
+        rate, plain = figures[f"requests/s {what}"], figures[f"requests/s {what} (directly)"]
+        assert (rate.value, rate.baseline, rate.baseline_name) == (18_000, 30_000, "haproxy")
+        assert (plain.value, plain.baseline, plain.limit) == (18_000, 60_000, None)
+        assert figures[f"CPU s of the forwarder for 1,000 requests {what}"].value == pytest.approx(0.04)
+        assert len(figures) == 7
+
+    @pytest.mark.parametrize("ours,missed", [((16_500, 4_000), 0), ((16_499, 4_000), 1), ((16_500, 4_001), 1)])
+    def test_rate_and_tail_are_held_to_haproxys(self, ours, missed):
+        assert [figure.met for figure in self.figures(ours=ours).values()].count(False) == missed
+
+    @pytest.mark.parametrize("connections,body", [(1, 200), (32, 16_384)])
+    def test_other_connections_and_bodies_are_not(self, connections, body):
+        figures = self.figures(connections, body, ours=(1, 1e9))
+        assert {figure.met for figure in figures.values()} == {None}
+
+    def test_a_turn_without_a_forwarder_costs_it_nothing(self):
+        assert forward.Turn(load.Run(1, 1, 1, 1), 0.0).cpu_per_thousand == 0
+
+
+class TestAnswers:
+    def test_each_body_has_its_path_and_size(self, tmp_path):
+        text = answer._settings(tmp_path, ["127.0.0.1", "192.0.2.1"])
+        for body in answer.BODIES:
+            assert f"file {tmp_path / str(body)} if {{ path {answer.path_of(body)} }}" in text
+            assert (tmp_path / str(body)).stat().st_size == body
+        binds = [line.split()[1] for line in text.splitlines() if "bind" in line]
+        assert binds == ["127.0.0.1:8080", "192.0.2.1:8080"]
+
+
+class TestSyns:
+    @pytest.mark.parametrize("port", [1024, 40_001, 65_535])
+    def test_a_frame_is_a_whole_and_right_syn(self, port):
+        frame = syns.syn(port)
+        read = Ether(frame)
+        assert (read.src, read[IP].src, read[IP].dst) == (site.MAC, site.GUEST.partition("/")[0], "169.254.169.254")
+        assert (read[TCP].sport, read[TCP].dport, str(read[TCP].flags)) == (port, 80, "S")
+        sums = read[IP].chksum, read[TCP].chksum
+        del read[IP].chksum, read[TCP].chksum
+        again = Ether(bytes(read))
+        assert (again[IP].chksum, again[TCP].chksum) == sums
+        assert bytes(again) == frame
+
+    def test_a_batch_sends_each_frame_once(self):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        frames = [b"one", b"t\0wo", b"three" * 99]
+        with ours, theirs:
+            assert Batch(frames).send(ours) == len(frames)
+            assert [theirs.recv(9999) for _ in frames] == frames
+
+
+class TestSlow:
+    async def _flood(self, answer, seconds):
+        """What a server that answers so saw of the openings, in the order that they came, and the flooder."""
+        openings, seen = [], []
+
+        async def serve(reader, writer):
+            try:
+                head = await reader.readuntil(b"\r\n")
+                openings.append(head)
+                writer.write(answer)
+                seen.append(await reader.read())
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        flooder = slow.Slow("127.0.0.1", server.sockets[0].getsockname()[1])
+        await flooder.run(seconds)
+        server.close()
+        return openings, flooder
+
+    def test_holds_what_is_left_open_with_heads_and_bodies(self, monkeypatch):
+        monkeypatch.setattr(slow, "WANTED", 6)
+        monkeypatch.setattr(slow, "INTERVAL", 0.05)
+        openings, flooder = asyncio.run(self._flood(b"", 0.5))
+        assert sorted(openings) == [b"GET / HTTP/1.1\r\n"] * 2 + [b"POST / HTTP/1.1\r\n"] * 4
+        assert flooder.most == 6
+
+    def test_opens_again_what_was_answered(self, monkeypatch):
+        monkeypatch.setattr(slow, "WANTED", 2)
+        openings, _ = asyncio.run(self._flood(b"HTTP/1.1 429 x\r\n\r\n", 0.3))
+        assert len(openings) > 4
+
+
+class TestVictim:
+    HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 5\r\n\r\n"
+
+    @pytest.mark.parametrize("cut", [0, 1, 20, len(HEAD) - 1])
+    def test_an_answer_whose_head_is_not_whole_wants_more(self, cut):
+        assert isolation.whole_length(self.HEAD[:cut]) == cut + 1
+
+    @pytest.mark.parametrize("body", [b"", b"ab", b"abcde"])
+    def test_the_length_of_an_answer_is_that_of_head_and_body(self, body):
+        assert isolation.whole_length(self.HEAD + body) == len(self.HEAD) + 5
+
+    @pytest.mark.parametrize("head", [HEAD.replace(b"200", b"429"), HEAD.replace(b"Content-Length", b"X")])
+    def test_another_answer_fails(self, head):
+        with pytest.raises(RuntimeError, match="the victim got"):
+            isolation.whole_length(head)
+
+    def test_reads_an_answer_that_comes_in_parts(self):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(self.HEAD + b"ab")
+            threading.Timer(0.02, theirs.sendall, [b"cde"]).start()
+            isolation.ask(ours)
+            assert theirs.recv(9999) == isolation.REQUEST
+
+    @pytest.mark.parametrize("sent,what", [(HEAD + b"ab", "ended early"), (HEAD + b"abcdef", "more than")])
+    def test_less_or_more_than_an_answer_fails(self, sent, what):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(sent)
+            theirs.shutdown(socket.SHUT_WR)
+            with pytest.raises(RuntimeError, match=what):
+                isolation.ask(ours)
+
+
+class TestFloods:
+    def test_of_requests_counts_whatever_became_of_them(self):
+        assert isolation.read_rate(WRK + "  Non-2xx or 3xx responses: 3\n") == 59368.12
+        with pytest.raises(RuntimeError, match="something else"):
+            isolation.read_rate("")
+
+    def test_figures_hold_the_tails_to_the_calm_ones(self):
+        flood = isolation.Flood("SYNs", "/s", None, [])
+        calm = isolation.Seen([1.0] * 98 + [10.0] * 2, [2.0], [])
+        seen = isolation.Seen([1.0] * 98 + [20.1] * 2, [4.0], [7, 9, 8])
+        found = isolation._figures(flood, seen, calm)
+        assert [(figure.value, figure.met) for figure in found] == [
+            (8, None), (1.0, None), (20.1, False), (4.0, None), (4.0, True),
+        ]  # fmt: skip
+
+    def test_the_victim_keeps_within_what_one_instance_may_do(self):
+        limits = configs.Config()
+        assert limits.proxy.request_rate > 1 / isolation.PACE
+        assert limits.datapath.connection_rate > 1 / isolation.PACE / isolation.NEW_EVERY
+
+
+@pytest.mark.parametrize("settings", [site.DEFAULTS, site.RAISED])
+def test_sites_settings_are_a_configuration(settings):
+    text = (site.SETTINGS + settings + site.forwarded(8080, 99)).format(name="bench1", folder="/tmp/x")
+    config = configs.parse(text.encode(), "it")
+    assert config.forward.routes == {"/": "http"}
+    assert config.forward.requests_per_instance == 99
+    assert config.http.addresses == ("http://127.0.0.1:8080",)
+    assert config.http.secret_file == "/tmp/x/secret"
 
 
 class TestCommand:
@@ -124,4 +295,4 @@ class TestCommand:
         with pytest.raises(SystemExit):
             command.main(["--only", "packets,nonsense"])
         said = capsys.readouterr().err
-        assert "nonsense: the rows are packets, path, requests, toggle, enrol, memory" in said
+        assert "nonsense: the rows are packets, path, requests, forward, isolation, toggle, enrol, memory" in said
