@@ -49,6 +49,7 @@ from shim.netlink.links import ALL, Links
 from shim.netlink.nftables import Watch
 from shim.operations import AgentOperations, feed_entry
 from shim.rounds import Rounds
+from shim.usage import Ledger
 from shim.workers import Workers, running
 
 log = logging.getLogger("shim.agent")
@@ -127,9 +128,10 @@ class Agent:
         self._links = Links(lambda ifindex, undone: self._rounds.wake(ifindex, undone))
         self._resolver = Resolver(_sources(config, self._store))
         self._leaving = False
+        addresses = {"nova": config.nova.addresses, "http": config.http.addresses}
         self._workers = Workers(
             config.proxy.workers, self._uid, config.feed_socket, self._listen, self._worker_task, self._feed_table,
-            self._worker_failed,
+            Ledger(config.proxy.workers, self._owner, addresses), self._worker_failed,
         )  # fmt: skip
         self._enrolment: Enrolment
         self._rounds: Rounds
@@ -216,6 +218,10 @@ class Agent:
         else:
             self._workers.gone(port.slot, port.generation)
 
+    def _owner(self, slot: int, generation: int) -> UUID | None:
+        port = self._enrolment.port_of(slot, generation)
+        return port.instance if port else None
+
     def _feed_table(self) -> list[Entry]:
         entries = (feed_entry(port) for port in self._enrolment.ports.values())
         return [entry for entry in entries if entry is not None]
@@ -241,6 +247,13 @@ class Agent:
             gid=self._gid,
             limits=limits,
             level=self._config.log.level,
+            access_rate=self._config.log.access_rate,
+            request_rate=proxy.request_rate,
+            request_burst=proxy.request_burst,
+            tokens=self._config.tokens.mode,
+            forward=self._config.forward,
+            nova=self._config.nova,
+            http=self._config.http,
         )
 
     def _worker_failed(self, text: str) -> None:

@@ -33,8 +33,8 @@ class Tally:
         self._is_new = False
 
     def request(self, caller: Caller, status: int, size: int, seconds: float, backend: str, token: str = "") -> None:
-        """Count one answer: its status (0: cut off), the bytes of its body that were sent, the time it took, who made it (""
-        for the proxy itself), and the outcome of its session token, one of TOKENS ("": nobody looked)."""
+        """Count one answer: its status (0: cut off), the bytes of its body that were sent, the time it took, who
+        made it ("" for the proxy itself), and the outcome of its session token, one of TOKENS ("": nobody looked)."""
         code = _CODE.get(status // 100, _OTHER)
         owner = self._owners.get(caller.slot)
         if owner is None or owner[_GENERATION] != caller.generation:

@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from shim import feed
+from shim.usage import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Worker:
 
 class Workers:
     """`listen` makes listening sockets, `task` what a worker is started with given their descriptors, `table` is
-    the whole table as of now. `failed` is told of a worker that ended unasked."""
+    the whole table as of now, `ledger` keeps what they count. `failed` is told of a worker that ended unasked."""
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class Workers:
         listen: Callable[[], list[socket.socket]],
         task: Callable[[list[int]], feed.Task],
         table: Callable[[], list[feed.Entry]],
+        ledger: Ledger,
         failed: Callable[[str], None],
     ) -> None:
         self.all = [Worker(number) for number in range(count)]
@@ -74,6 +76,7 @@ class Workers:
         self._listen = listen
         self._task = task
         self._table = table
+        self.ledger = ledger
         self._failed = failed
         self._sockets: list[socket.socket] = []
         self._number = 0
@@ -161,6 +164,7 @@ class Workers:
         self._note(worker.number).unlink(missing_ok=True)
         worker.pid, worker.process, worker.connections = 0, None, 0
         worker.restarts += 1
+        self.ledger.began(worker.number)
         worker.known.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -178,7 +182,7 @@ class Workers:
             worker.writer, worker.done = writer, 0
             self._send(worker, feed.Table(self._next(), self._table()))
             worker.known.set()
-            while line := await reader.readline():
+            while (line := await reader.readline()) and worker.pid == pid:  # a successor's place is not spoken for
                 await self._hear(worker, feed.read_from_worker(line))
         except OSError as error:
             log.warning("the feed of a worker broke: %s", type(error).__name__)
@@ -199,6 +203,9 @@ class Workers:
                 worker.progress.notify_all()
         elif isinstance(message, feed.Load):
             worker.connections, worker.requests = message.connections, message.requests
+            self.ledger.hear(worker.number, message)
+        elif not isinstance(message, feed.Hello):
+            self.ledger.hear(worker.number, message)
 
     def _next(self) -> int:
         self._number += 1
@@ -219,6 +226,7 @@ class Workers:
 
     def gone(self, slot: int, generation: int) -> int:
         """Tells all workers that a slot is nobody's any more."""
+        self.ledger.gone(slot, generation)
         return self._tell(feed.Gone(self._next(), slot, generation))
 
     def _tell(self, message: feed.Put | feed.Gone) -> int:
