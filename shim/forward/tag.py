@@ -103,10 +103,11 @@ def _trace_is_sound(headers: Headers) -> bool:
     states = b",".join(value for name, value in headers if name == b"tracestate")
     if not parents:
         return not states
-    return len(parents) == 1 and _is_parent(parents[0]) and _is_state(states)
+    return len(parents) == 1 and is_traceparent(parents[0]) and _is_state(states)
 
 
-def _is_parent(value: bytes) -> bool:
+def is_traceparent(value: bytes) -> bool:
+    """Whether it is a traceparent: the trace id is then its bytes 3 to 35."""
     # Later versions may add fields; version 00 has none (W3C Trace Context, 4.3).
     found = _TRACEPARENT.fullmatch(value)
     return found is not None and not (value.startswith(b"00") and found[1] is not None)
