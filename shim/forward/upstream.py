@@ -15,12 +15,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from shim.core.address import Address
 from shim.core.exchange import Parts, Request, Response
 from shim.errors import BackendError
 from shim.forward.health import Finding, Health, State, judge
+
+T = TypeVar("T")
 
 logger = logging.getLogger("shim.forward")
 
@@ -127,11 +129,13 @@ class Upstream:
         self._tasks = [asyncio.ensure_future(self._watch(endpoint)) for endpoint in self._endpoints]
 
     async def close(self) -> None:
-        """End the checks and all connections."""
+        """End the checks and all connections. Requests under way get their 502 or 503."""
+        endpoints, self._endpoints = self._endpoints, ()
+        self._sort()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for endpoint in self._endpoints:
+        for endpoint in endpoints:
             await endpoint.probe.close()
             await endpoint.client.close()
 
@@ -187,16 +191,13 @@ class Upstream:
                     await asyncio.wait_for(endpoint.doubted.wait(), self._pace.well - self._pace.again)
 
     async def _check(self, probe: Client) -> tuple[Finding, str]:
-        outcome: asyncio.Future[Response | BackendError] = asyncio.get_running_loop().create_future()
-        call = probe.ask(self._check_request, outcome.set_result)
+        pending = Pending[Response | BackendError]()
+        pending.call = probe.ask(self._check_request, pending.set_result)
         try:
             async with asyncio.timeout(self._pace.deadline):
-                found = await outcome
+                found = await pending
         except TimeoutError:
             return Finding.SILENT, f"no answer to a check within {self._pace.deadline:g} s"
-        finally:
-            if outcome.cancelled():
-                call.cancel()
         if isinstance(found, Response) and found.parts is not None:
             await close_parts(found.parts)
         return judge(found)
@@ -218,10 +219,27 @@ class Upstream:
         self._preferred = tuple(e for e in self._usable if e.health.state is State.UP) or self._usable
 
 
-class Answer(asyncio.Future[Response]):
+class Pending(asyncio.Future[T]):
+    """What comes of a call; cancelling it gives the call up at once, so that nothing comes of it any more."""
+
+    __slots__ = ("call",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.call: Call | None = None
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """The guest has gone, or the time is over."""
+        call, self.call = self.call, None
+        if call is not None:
+            call.cancel()
+        return super().cancel(msg)
+
+
+class Answer(Pending[Response]):
     """The answer to one request, whichever address gives it."""
 
-    __slots__ = ("_began", "_call", "_endpoint", "_request", "_tried", "_upstream")
+    __slots__ = ("_began", "_endpoint", "_request", "_tried", "_upstream")
 
     _endpoint: Endpoint
 
@@ -230,26 +248,18 @@ class Answer(asyncio.Future[Response]):
         self._upstream = upstream
         self._request = request
         self._began = upstream.clock()
-        self._call: Call | None = None
         self._tried: tuple[Endpoint, ...] = ()
         self._try(endpoint)
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """The guest has gone: the backend is left at once too."""
-        call, self._call = self._call, None
-        if call is not None:
-            call.cancel()
-        return super().cancel(msg)
 
     def _try(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._tried = tried = (*self._tried, endpoint)
         call = endpoint.client.ask(self._request, self._ended)
         if self._tried is tried and not self.done():
-            self._call = call
+            self.call = call
 
     def _ended(self, outcome: Response | BackendError) -> None:
-        self._call = None  # it holds this method, which holds this: not left to the collector
+        self.call = None  # it holds this method, which holds this: not left to the collector
         if isinstance(outcome, Response):
             self._endpoint.answers += 1
             self.set_result(outcome)
