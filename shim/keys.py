@@ -106,8 +106,8 @@ def _new(beside: tuple[_Key, ...], begins: float) -> _Key:
 
 
 def _is_due(newest: _Key, now: float) -> bool:
-    """Whether the newest key has signed for a day, or would not sign before long: the clock was set back."""
-    return not newest.begins - LEAD_SECONDS <= now < newest.begins + DAY_SECONDS - LEAD_SECONDS
+    """Whether the newest key's day is over, or so far off that the clock was set back since."""
+    return not newest.begins - DAY_SECONDS <= now < newest.begins + DAY_SECONDS - LEAD_SECONDS
 
 
 def _needed(keys: tuple[_Key, ...], now: float) -> tuple[_Key, ...]:
@@ -140,7 +140,7 @@ def _load(path: Path) -> tuple[_Key, ...] | None:
 
 def _read_private(path: Path) -> bytes:
     """The bytes of a file that only we can have read or written."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         about = os.fstat(file.fileno())
         mode = stat.S_IMODE(about.st_mode)
         if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or mode & 0o077:
@@ -167,7 +167,7 @@ def _write(path: Path, raw: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.unlink()  # a crash left it
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, _MODE), "wb") as file:
+    with os.fdopen(os.open(path, flags, _MODE), "wb") as file:
         os.fchmod(file.fileno(), _MODE)  # whatever the umask
         file.write(raw)
         file.flush()
