@@ -16,22 +16,31 @@ import resource
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from uuid import UUID
 
 import msgspec
 import uvloop
 
-from shim import feed, log, privilege
-from shim.core.exchange import Caller, Request, Response
+from shim import access, feed, log, privilege
+from shim.access import AccessLog
+from shim.backends import Backends
+from shim.core.exchange import Caller, Request, Response, Subject
 from shim.core.policy import Access, Policy, Tokens
 from shim.errors import StoreError
+from shim.forward.allowance import Allowance, Concurrency
 from shim.forward.embedded import Embedded
 from shim.forward.identify import Entry, Table
+from shim.forward.routes import Routes
+from shim.forward.subjects import Subjects
+from shim.forward.token import Keys
 from shim.http.server import Server
 from shim.metadata.document import Document
 from shim.metadata.faces import respond
 from shim.metadata.reader import Reader
+from shim.service import Service
+from shim.tally import Tally
 
 logger = logging.getLogger("shim.proxy")
 
@@ -40,40 +49,66 @@ LOAD_SECONDS = 2.0
 FINISH_SECONDS = 5.0
 DESCRIPTORS_BESIDE_CONNECTIONS = 64
 
-OPEN = Access.OPEN  # reaching it by its class takes 0.1 µs (Python 3.11), and every request asks
-DISABLED = Response(403, ((b"content-type", b"text/plain"),), b"", close=True)
-"""What a guest gets whose metadata was switched off by `--how 403`: as EC2 says it."""
-
 
 class Worker:
-    """Answers requests of the callers in `table`, which the agent keeps up."""
+    """Answers requests of the callers in `table`, which the agent keeps up. To be made within the running loop."""
 
-    def __init__(self, task: feed.Task) -> None:
+    def __init__(self, task: feed.Task, backends: Backends) -> None:
         self.table = Table()
-        self._keys: tuple[tuple[int, bytes], ...] = ()
+        self.finished = asyncio.Event()
         self._task = task
         self._reader = Reader(Path(task.store))
-        self._backend = Embedded(self._reader.version, self._render)
-        self.server: Server[Caller] = Server(self._handle, task.limits, self._admit, limit_key=lambda c: c.instance)
-        self.finished = asyncio.Event()
+        self._tally = Tally()
+        self._access = AccessLog(access.sink(), task.access_rate)
+        self._backends = backends
+        self._service = self._wired()
+        self.server: Server[Caller] = Server(
+            self._service.handle, task.limits, self._admit, limit_key=lambda c: c.instance, observe=self._observe
+        )
         self._ends: set[asyncio.Task[None]] = set()
+
+    def _wired(self) -> Service:
+        task = self._task
+        return Service(
+            self.table,
+            Tokens(task.tokens),
+            Routes(task.forward.routes),
+            Allowance(task.request_rate, task.request_burst),
+            Concurrency(task.forward.requests_per_instance),
+            Subjects(self._reader.version, self._documented),
+            Embedded(self._reader.version, self._render),
+            self._backends.open(),
+        )
 
     def _admit(self, peer: tuple[str, int] | None, own: tuple[str, int] | None) -> Caller | None:
         return self.table.caller(peer[0]) if peer else None  # None: it has left already
 
-    def _handle(self, caller: Caller, request: Request) -> Response:
-        entry = self.table.entry(caller)
-        if entry is None or entry.policy.access(caller.family) is not OPEN:
-            return DISABLED
-        return self._backend(caller, request)
-
-    def _render(self, instance: UUID, request: Request) -> Response:
+    def _document(self, instance: UUID) -> Document:
         try:
             _, document = self._reader.document(instance)
         except StoreError as error:
             logger.error("%s", error)
             raise
-        return respond(instance, document or Document(), request)
+        return document or Document()
+
+    def _render(self, instance: UUID, request: Request) -> Response:
+        return respond(instance, self._document(instance), request)
+
+    def _documented(self, instance: UUID) -> Subject:
+        document = self._document(instance)
+        return Subject(instance, document.project_id or "", document.address or "")
+
+    def _observe(
+        self, caller: Caller, request: Request | None, status: int, size: int, seconds: float, backend: str
+    ) -> None:
+        entry = self.table.entry(caller)
+        outcome = self._service.token_outcome(entry, request, status, backend)
+        self._tally.request(caller, status, size, seconds, backend, outcome)
+        if request is None:
+            self._tally.malformed()
+        project = entry.project if entry is not None else ""
+        has_token = outcome == "with"
+        self._access.request(time.monotonic(), caller, project, request, status, size, seconds, backend, has_token)
 
     def take(self, message: feed.ToWorker) -> None:
         """Does what the agent says."""
@@ -89,8 +124,10 @@ class Worker:
             self.table.remove(message.slot, message.generation)
             owner = (message.slot, message.generation)
             self.server.abort(lambda c: (c.slot, c.generation) == owner)
+            self._tally.forget(*owner)
+            self._access.forget(message.slot)
         elif isinstance(message, feed.Keys):
-            self._keys = message.keys
+            self._service.keys = Keys(message.keys)
         else:
             self.finish(message.grace)
 
@@ -113,6 +150,7 @@ class Worker:
 
     async def _finish(self, grace: float) -> None:
         await self.server.drain(grace)
+        await self._backends.close()
         self.finished.set()
 
     async def follow_agent(self) -> None:
@@ -125,8 +163,8 @@ class Worker:
     async def _converse(self) -> None:
         reader, writer = await asyncio.open_unix_connection(self._task.feed, limit=1 << 26)
         try:
-            writer.write(feed.encode(feed.Hello(os.getpid())))
-            load = asyncio.ensure_future(self._report_load(writer))
+            writer.write(feed.encode(feed.Hello(os.getpid(), feed.PROTOCOL)))
+            report = asyncio.ensure_future(self._report(writer))
             try:
                 while line := await reader.readline():
                     message = feed.read_from_agent(line)
@@ -134,14 +172,28 @@ class Worker:
                     if not isinstance(message, feed.Finish):
                         writer.write(feed.encode(feed.Done(message.number)))
             finally:
-                load.cancel()
+                report.cancel()
         finally:
             writer.close()
 
-    async def _report_load(self, writer: asyncio.StreamWriter) -> None:
+    async def _report(self, writer: asyncio.StreamWriter) -> None:
+        self._tally.again()
         while True:
             await asyncio.sleep(LOAD_SECONDS)
+            self._access.flush()
             writer.write(feed.encode(feed.Load(self.server.connections, self.server.stats.requests)))
+            for message in (*self._tally.changed(), self._health()):
+                writer.write(feed.encode(message))
+                await writer.drain()
+
+    def _health(self) -> feed.Backends:
+        return feed.Backends(
+            [
+                feed.AddressHealth(upstream.name, state.text, state.healthy, state.why)
+                for upstream in self._backends.upstreams
+                for state in upstream.states
+            ]
+        )
 
 
 def _policy(entry: feed.Entry) -> Policy:
@@ -150,11 +202,11 @@ def _policy(entry: feed.Entry) -> Policy:
 
 
 def _entry(entry: feed.Entry) -> Entry:
-    return Entry(entry.slot, entry.generation, entry.instance, _policy(entry))
+    return Entry(entry.slot, entry.generation, entry.instance, _policy(entry), entry.project, entry.address)
 
 
-async def _serve(task: feed.Task) -> None:
-    worker = Worker(task)
+async def _serve(task: feed.Task, backends: Backends) -> None:
+    worker = Worker(task, backends)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.finish)
@@ -167,6 +219,7 @@ async def _serve(task: feed.Task) -> None:
 
 
 def _raise_descriptors(connections: int) -> None:
+    """So many connections of guests and to backends, each a descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     want = connections + DESCRIPTORS_BESIDE_CONNECTIONS
     resource.setrlimit(resource.RLIMIT_NOFILE, (want, max(hard, want)))
@@ -176,10 +229,12 @@ def main(argument: str) -> None:
     """Runs a worker to its end."""
     task = msgspec.json.decode(argument, type=feed.Task)
     log.setup(task.level)
-    _raise_descriptors(task.limits.connections)
+    backends = Backends(task.forward, task.nova, task.http)
+    backends.read()
+    _raise_descriptors(task.limits.connections + backends.most_connections)
     privilege.drop(task.uid, task.gid)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(task))
+        runner.run(_serve(task, backends))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What can be set: one struct a table of the configuration file, every setting described where it is declared.
+"""What can be set: one struct a table of the configuration file, every setting described where it is declared. PURE.
 
 What a type cannot say is checked in `__post_init__`, by a ValueError that begins with the setting's name.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv6Address
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -39,6 +40,21 @@ AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z", max_length=4096)]
 PathOrEmpty = Annotated[str, Meta(pattern=r"^(/[^\x00]*)?\Z", max_length=4096)]
 
 BackendName = Literal["embedded", "nova", "http"]
+BACKENDS: tuple[str, ...] = get_args(BackendName)
+EMBEDDED, *FORWARDED = BACKENDS
+ROUTES_MAX = 32
+
+
+def check_routes(prefixes: Iterable[str]) -> None:
+    """Raises ValueError for prefixes of which there can be no table: without `/`, or with one that is there twice."""
+    plain = [prefix.removesuffix("/") for prefix in prefixes]
+    if "" not in plain:
+        raise ValueError('no backend for "/"')
+    for prefix in plain:
+        if plain.count(prefix) > 1:
+            raise ValueError(f"{prefix!r} is there twice, with and without a slash at its end")
+        if {".", ".."} & set(prefix.split("/")):
+            raise ValueError(f"{prefix!r} has a segment of dots alone, which no path has")
 
 
 def _check_taps(patterns: tuple[str, ...]) -> None:
@@ -248,7 +264,7 @@ class Forward(Section, frozen=True):
         dict[Annotated[str, Meta(pattern=ROUTE_PATTERN)], BackendName],
         Meta(
             min_length=1,
-            max_length=32,
+            max_length=ROUTES_MAX,
             description="Path prefix to backend, the longest that fits: `embedded`, `nova` or `http`; "
             "an instance may have its own.",
         ),
@@ -261,18 +277,20 @@ class Forward(Section, frozen=True):
     ] = 30.0
     connections: Annotated[
         int, Meta(ge=1, le=4096, description="Connections to each address of a backend, in each worker.")
-    ] = 64
+    ] = 128
     requests_per_instance: Annotated[
         int,
         Meta(ge=1, le=4096, description="Forwarded requests of one instance at a time, in each worker; over it 429."),
     ] = 16
 
     def __post_init__(self) -> None:
-        if "/" not in self.routes:
-            raise ValueError('routes: no backend for "/"')
+        try:
+            check_routes(self.routes)
+        except ValueError as error:
+            raise ValueError(f"routes: {error}") from None
 
 
-class _Backend(Section, frozen=True):
+class Backend(Section, frozen=True):
     """What the backends that requests are forwarded to have in common."""
 
     addresses: Annotated[
@@ -310,11 +328,11 @@ class _Backend(Section, frozen=True):
         return tuple(map(parse_address, self.addresses))
 
 
-class Nova(_Backend, frozen=True):
+class Nova(Backend, frozen=True):
     """Nova's metadata API (`[neutron] service_metadata_proxy = True` there)."""
 
 
-class Http(_Backend, frozen=True):
+class Http(Backend, frozen=True):
     """Any HTTP service."""
 
     headers: Annotated[

@@ -26,6 +26,7 @@ class IncomingParts(AsyncIterator[bytes]):
         self._over = False
         self._error: BackendError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._when_over: Callable[[], None] | None = None
         self.unread = 0
 
     # What the connection calls.
@@ -42,6 +43,8 @@ class IncomingParts(AsyncIterator[bytes]):
             self._over = True
             self._error = error
             self._wake()
+            if self._when_over is not None:
+                self._when_over()
 
     # What the reader calls.
 
@@ -61,6 +64,13 @@ class IncomingParts(AsyncIterator[bytes]):
         if not self._over:
             self.finish(BackendError("the answer was closed by its reader", sent=True))
             self._abandon()
+
+    def when_over(self, call: Callable[[], None]) -> None:
+        """Have `call` called once when nothing more will arrive; now, if that is so."""
+        if self._over:
+            call()
+        else:
+            self._when_over = call
 
     def _take(self) -> bytes:
         part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)

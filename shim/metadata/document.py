@@ -61,6 +61,12 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.fqdn or self.host
 
     @property
+    def address(self) -> str | None:
+        """The first IPv4 address of the networks, without its prefix length."""
+        found = next((one for network in self.networks for one in network.interfaces(4)), None)
+        return str(found.ip) if found else None
+
+    @property
     def user_bytes(self) -> bytes | None:
         """The user-data, byte for byte; None when there is none."""
         if self.user_data_base64 is not None:
