@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from shim import __version__, errors
-from shim.control.arguments import InstanceOrTapType, InstanceType, Session, TapType, maybe_uuid
+from shim.control import policy_verbs
+from shim.control.arguments import InstanceOrTapType, InstanceType, Session, TapType, json_option, maybe_uuid
+from shim.control.output import complain, say, show
 from shim.errors import InputError, MetashimError
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from shim.control.shapes import EventView, PolicyView
+    from shim.control.shapes import EventView
 
 
 FOLLOW_SECONDS = 25  # one long poll of `events --follow`
@@ -47,7 +49,6 @@ EPILOG = "\b\nExit status:\n" + "\n".join(f"  {line}" for line in _CODES)
 
 
 _PATH = click.Path(path_type=Path)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 _netns_option = click.option("--netns", default="", metavar="NAME", help="Namespace that the tap is in.")
 
 
@@ -62,6 +63,10 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 def cli(ctx: click.Context, config: Path | None, socket: Path | None) -> None:
     """Metadata for every guest of this hypervisor, told apart by the tap it speaks through."""
     ctx.obj = Session(config, socket)
+
+
+for _verb in policy_verbs.VERBS:
+    cli.add_command(_verb)
 
 
 @cli.command()
@@ -79,38 +84,38 @@ def agent(session: Session, datapath: Literal["ebpf", "nft", "auto"] | None) -> 
 
 
 @cli.command()
-@_json_option
+@json_option
 @click.pass_obj
 def status(session: Session, as_json: bool) -> None:
     """How the agent, the datapath and the proxy are."""
     view = session.client().status()
-    _show(as_json, view, lambda text: text.status(view))
+    show(as_json, view, lambda text: text.status(view))
 
 
 @cli.command("list")
-@_json_option
+@json_option
 @click.pass_obj
 def list_(session: Session, as_json: bool) -> None:
     """Guarded taps and known instances."""
     client = session.client()
     ports, instances = client.ports(), client.instances()
-    _show(as_json, {"ports": ports, "instances": instances}, lambda text: text.listing(ports, instances))
+    show(as_json, {"ports": ports, "instances": instances}, lambda text: text.listing(ports, instances))
 
 
-@cli.command()
+@cli.command("show")
 @click.argument("instance", type=InstanceType())
-@_json_option
+@json_option
 @click.pass_obj
-def show(session: Session, instance: UUID, as_json: bool) -> None:
+def show_(session: Session, instance: UUID, as_json: bool) -> None:
     """One instance: its policy, taps and document."""
     view = session.client().instance(instance)
-    _show(as_json, view, lambda text: text.instance(view))
+    show(as_json, view, lambda text: text.instance(view))
 
 
 @cli.command("set")
 @click.argument("instance", type=InstanceType())
 @click.argument("file", type=click.Path(allow_dash=True))
-@_json_option
+@json_option
 @click.pass_obj
 def set_(session: Session, instance: UUID, file: str, as_json: bool) -> None:
     """Write an instance's document from a file.
@@ -119,75 +124,42 @@ def set_(session: Session, instance: UUID, file: str, as_json: bool) -> None:
     """
     revision = session.client().put_document(instance, _document(file))
     words = f"document of {instance}: revision {revision}"
-    _say(as_json, {"instance": instance, "revision": revision}, words)
+    say(as_json, {"instance": instance, "revision": revision}, words)
 
 
 @cli.command()
 @click.argument("tap", type=TapType())
 @click.argument("instance", type=InstanceType())
 @_netns_option
-@_json_option
+@json_option
 @click.pass_obj
 def attach(session: Session, tap: str, instance: UUID, netns: str, as_json: bool) -> None:
     """Say by hand which instance is behind a tap."""
     session.client().attach(tap, instance, netns)
-    _say(as_json, {"tap": tap, "netns": netns, "instance": instance}, f"{tap} is {instance}'s")
+    say(as_json, {"tap": tap, "netns": netns, "instance": instance}, f"{tap} is {instance}'s")
 
 
 @cli.command()
 @click.argument("tap", type=TapType())
 @_netns_option
-@_json_option
+@json_option
 @click.pass_obj
 def detach(session: Session, tap: str, netns: str, as_json: bool) -> None:
     """Take an attach back."""
     session.client().detach(tap, netns)
-    _say(as_json, {"tap": tap, "netns": netns}, f"{tap} is detached")
-
-
-_family_option = click.option(
-    "--family", type=click.Choice(["4", "6", "both"]), default="both", show_default=True, help="IP version."
-)
-
-
-@cli.command()
-@click.argument("instances", type=InstanceType(), nargs=-1, required=True, metavar="INSTANCE...")
-@_family_option
-@click.option("--hop-limit", type=click.IntRange(1, 64), help="TTL of replies from now on.")
-@_json_option
-@click.pass_obj
-def enable(session: Session, instances: tuple[UUID, ...], family: str, hop_limit: int | None, as_json: bool) -> int:
-    """Serve instances again."""
-    return _switch(session, instances, "open", family, as_json, hop_limit)
-
-
-@cli.command()
-@click.argument("instances", type=InstanceType(), nargs=-1, required=True, metavar="INSTANCE...")
-@click.option(
-    "--how",
-    type=click.Choice(["reset", "drop", "403"]),
-    default="reset",
-    show_default=True,
-    help="Refuse by a TCP reset, by silence, or by the proxy's HTTP 403.",
-)
-@_family_option
-@_json_option
-@click.pass_obj
-def disable(session: Session, instances: tuple[UUID, ...], how: str, family: str, as_json: bool) -> int:
-    """Refuse instances; returns when the kernel does."""
-    return _switch(session, instances, how, family, as_json)
+    say(as_json, {"tap": tap, "netns": netns}, f"{tap} is detached")
 
 
 @cli.command()
 @click.argument("which", type=InstanceOrTapType(), required=False, metavar="[INSTANCE|TAP]")
 @_netns_option
-@_json_option
+@json_option
 @click.pass_obj
 def counters(session: Session, which: str | None, netns: str, as_json: bool) -> None:
     """Packets by verdict: of all taps, of an instance's, or of one."""
     instance = maybe_uuid(which)
     views = session.client().counters(instance, None if instance else which, netns)
-    _show(as_json, {"ports": views}, lambda text: text.counters(views))
+    show(as_json, {"ports": views}, lambda text: text.counters(views))
 
 
 @cli.command()
@@ -202,27 +174,27 @@ def events(session: Session, follow: bool, as_json: bool) -> None:
         if view.missed and after:
             click.echo(f"{view.missed} events came too fast and are lost", err=True)
         for event in view.events:
-            _show(as_json, event, partial(_print_event, event), indent=0)
+            show(as_json, event, partial(_print_event, event), indent=0)
         if not follow:
             return
         after = max(view.next, 1)
 
 
 @cli.command()
-@_json_option
+@json_option
 @click.pass_obj
 def check(session: Session, as_json: bool) -> int:
     """Whether this host can run metashim, and what to do if not."""
     from shim.check import findings
 
     found = findings(session.config())
-    _show(as_json, {"findings": found}, lambda text: text.findings((f.level, f.what, f.hint) for f in found))
+    show(as_json, {"findings": found}, lambda text: text.findings((f.level, f.what, f.hint) for f in found))
     return int(any(finding.level == "fail" for finding in found))
 
 
 @cli.command()
 @click.option("--datapath", type=click.Choice(["ebpf", "nft"]), help="Which one's.  [default: the configured one's]")
-@_json_option
+@json_option
 @click.pass_obj
 def rules(session: Session, datapath: Literal["ebpf", "nft"] | None, as_json: bool) -> None:
     """Print what the agent would load into the kernel.
@@ -233,11 +205,11 @@ def rules(session: Session, datapath: Literal["ebpf", "nft"] | None, as_json: bo
     from shim.host import rules_of
 
     found = rules_of(config.on(datapath) if datapath else config)
-    _say(as_json, found, "\n".join(found.values()))
+    say(as_json, found, "\n".join(found.values()))
 
 
 @cli.command()
-@_json_option
+@json_option
 @click.pass_obj
 def teardown(session: Session, as_json: bool) -> None:
     """Remove all that metashim made in the kernel.
@@ -248,12 +220,12 @@ def teardown(session: Session, as_json: bool) -> None:
     from shim import agent as privileged
 
     privileged.teardown(config)
-    _say(as_json, {"removed": config.host.name}, f"all of {config.host.name} is removed from the kernel")
+    say(as_json, {"removed": config.host.name}, f"all of {config.host.name} is removed from the kernel")
 
 
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@json_option
 def completion(shell: str, as_json: bool) -> None:
     """Print shell completion: source <(metashim completion bash)."""
     from click.shell_completion import get_completion_class
@@ -263,56 +235,11 @@ def completion(shell: str, as_json: bool) -> None:
         raise InputError(f"no completion for {shell}", "bash, zsh and fish have one")
     one = kind(cli, {}, "metashim", "_METASHIM_COMPLETE")
     script = one.source_template % one.source_vars()  # source() would ask a bash for its version
-    _say(as_json, {"shell": shell, "script": script}, script)
+    say(as_json, {"shell": shell, "script": script}, script)
 
 
 def _print_event(event: EventView, text: Any) -> None:
     text.event(event)
-
-
-def _switch(
-    session: Session,
-    instances: Sequence[UUID],
-    how: str,
-    family: str,
-    as_json: bool,
-    hop_limit: int | None = None,
-) -> int:
-    """Set the access of each instance; the first failure's exit status, after all have been tried."""
-    import time
-
-    from shim.core.policy import Access, Family
-
-    families = list(Family) if family == "both" else [Family(family)]
-    client, done, failed = session.client(), [], []
-    for instance in dict.fromkeys(instances):
-        began = time.perf_counter()
-        try:
-            policy = client.set_policy(instance, Access(how), families, hop_limit)
-        except MetashimError as error:
-            failed.append((instance, error))
-        else:
-            done.append((instance, policy, time.perf_counter() - began))
-    _switched(as_json, done, failed)
-    return failed[0][1].exit_code if failed else 0
-
-
-def _switched(
-    as_json: bool,
-    done: list[tuple[UUID, PolicyView, float]],
-    failed: list[tuple[UUID, MetashimError]],
-) -> None:
-    from shim.control import text
-
-    if as_json:
-        results = [{"instance": i, "policy": p, "milliseconds": round(s * 1000, 3)} for i, p, s in done]
-        errors = [{"instance": i, "error": str(e), "hint": e.hint} for i, e in failed]
-        _print_json({"done": results, "failed": errors})
-    else:
-        for instance, policy, seconds in done:
-            click.echo(f"{instance}: {text.access(policy.v4, policy.v6)} after {text.duration(seconds)}")
-    for instance, error in failed:
-        _complain(f"{instance}: {error}", error.hint)
 
 
 def _document(file: str) -> bytes:
@@ -334,34 +261,6 @@ def _document(file: str) -> bytes:
         raise InputError(f"{file}: neither JSON nor TOML: {error}", hint) from None
 
 
-def _show(as_json: bool, view: object, print_text: Callable[[Any], None], indent: int = 2) -> None:
-    if as_json:
-        _print_json(view, indent)
-        return
-    from shim.control import text
-
-    print_text(text)
-
-
-def _say(as_json: bool, view: object, words: str) -> None:
-    _print_json(view) if as_json else click.echo(words)
-
-
-def _print_json(view: object, indent: int = 2) -> None:
-    import msgspec
-
-    raw = msgspec.json.encode(view)
-    click.echo(msgspec.json.format(raw, indent=indent) if indent else raw)
-
-
-def _complain(what: str, hint: str) -> None:
-    from shim.control.text import clean
-
-    click.echo(f"metashim: {clean(what)}", err=True)
-    if hint:
-        click.echo(f"  {clean(hint)}", err=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; its exit status."""
     try:
@@ -369,11 +268,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except MetashimError as error:
-        _complain(str(error), error.hint)
+        complain(str(error), error.hint)
         return error.exit_code
     except click.ClickException as error:
         verb = getattr(error, "ctx", None)
-        _complain(error.format_message(), f"see `{verb.command_path if verb else 'metashim'} --help`")
+        complain(error.format_message(), f"see `{verb.command_path if verb else 'metashim'} --help`")
         return 2
     except click.Abort:
         return INTERRUPTED

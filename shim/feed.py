@@ -16,9 +16,13 @@ import msgspec
 from msgspec import Meta
 
 from shim.http.limits import Limits
+from shim.settings import Forward, Http, Nova
 
 LINE_BYTES = 1 << 16
 """The longest line a worker may send."""
+
+PROTOCOL = 2
+"""What this version speaks. A worker of another one, which a former agent left, is ended and another one started."""
 
 CODES = ("2xx", "3xx", "4xx", "5xx", "other")
 TOKENS = ("with", "without", "refused")
@@ -39,7 +43,10 @@ Name = Annotated[str, Meta(max_length=32)]
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What a worker is started with: listening sockets by descriptor, who to be, and its limits."""
+    """What a worker is started with: listening sockets by descriptor, who to be, its limits, and who answers.
+
+    It holds no secret: any user may read a process's arguments.
+    """
 
     sockets: list[int]
     feed: str
@@ -48,6 +55,13 @@ class Task(msgspec.Struct, frozen=True):
     gid: int
     limits: Limits
     level: str
+    access_rate: int
+    request_rate: int
+    request_burst: int
+    tokens: str
+    forward: Forward
+    nova: Nova
+    http: Http
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -100,9 +114,10 @@ class Finish(msgspec.Struct, frozen=True, tag=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """The first that a worker says."""
+    """The first that a worker says. `protocol` was not told by the first version."""
 
     pid: int
+    protocol: int = 1
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

@@ -11,18 +11,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from uuid import UUID
 
+from msgspec import UNSET
+
 from shim import __version__, feed
 from shim.config import Config
 from shim.control import shapes
-from shim.core.policy import Access, Family, Policy
+from shim.control.operations import PolicyChange
+from shim.core.policy import Access, Policy, Routes
 from shim.core.port import Port
 from shim.core.reconcile import closing
 from shim.enrolment import OWN_NETNS, Enrolment
-from shim.errors import KernelError, MetashimError, NotFoundError
+from shim.errors import InputError, KernelError, MetashimError, NotFoundError
 from shim.identity.resolve import Resolution, Resolver
 from shim.journal import Journal
 from shim.kernel import Kernel
+from shim.keys import LEAD_SECONDS
 from shim.metadata.store import Store
+from shim.settings import EMBEDDED, FORWARDED
+from shim.signing import Signing
+from shim.usage import Usage
 from shim.workers import Workers
 
 
@@ -30,7 +37,12 @@ def feed_entry(port: Port) -> feed.Entry | None:
     """What workers are told of a port; nothing of one that nobody is served on."""
     if port.instance is None:
         return None
-    return feed.Entry(port.slot, port.generation, port.instance, port.policy.v4.value, port.policy.v6.value)
+    policy = port.policy
+    tokens = policy.tokens.value if policy.tokens else None
+    return feed.Entry(
+        port.slot, port.generation, port.instance, policy.v4.value, policy.v6.value, tokens, policy.routes,
+        port.project, port.address,
+    )  # fmt: skip
 
 
 class AgentOperations:
@@ -47,6 +59,7 @@ class AgentOperations:
         journal: Journal,
         policies: dict[UUID, Policy],
         default: Policy,
+        signing: Signing,
         ailments: Callable[[], list[shapes.Ailment]],
     ) -> None:
         self._config = config
@@ -58,6 +71,7 @@ class AgentOperations:
         self._journal = journal
         self._policies = policies
         self._default = default
+        self._signing = signing
         self._ailments = ailments
         self._began = time.monotonic()
         self._writing = asyncio.Lock()
@@ -79,6 +93,8 @@ class AgentOperations:
             states=states,
             workers=[shapes.WorkerView(w.pid, w.connections, w.restarts) for w in self._workers.all],
             ailments=self._ailments(),
+            tokens=self._config.tokens.mode,
+            routes=dict(self._config.forward.routes),
         )
 
     async def ports(self) -> list[shapes.PortView]:
@@ -150,23 +166,62 @@ class AgentOperations:
 
     def _policy_view(self, instance: UUID) -> shapes.PolicyView:
         policy = self.policy_of(instance)
-        own = instance in self._policies
-        return shapes.PolicyView(policy.v4.value, policy.v6.value, policy.hop_limit, own)
+        routes: dict[str, str] = dict(self._config.forward.routes if policy.routes is None else policy.routes)
+        return shapes.PolicyView(
+            policy.v4.value, policy.v6.value, policy.hop_limit, instance in self._policies, self._mode(policy), routes,
+            policy.tokens is not None, policy.routes is not None,
+        )  # fmt: skip
+
+    def _mode(self, policy: Policy) -> str:
+        return policy.tokens.value if policy.tokens else self._config.tokens.mode
 
     async def policy(self, instance: UUID) -> shapes.PolicyView:
         return self._policy_view(instance)
 
-    async def set_policy(
-        self, instance: UUID, access: Access | None, families: frozenset[Family], hop_limit: int | None
-    ) -> shapes.PolicyView:
+    async def set_policy(self, instance: UUID, change: PolicyChange) -> shapes.PolicyView:
+        if change.routes is not UNSET and (absent := self._absent_backends(change.routes)):
+            name = absent[0]
+            hint = f"set {name}.addresses and {name}.secret_file in the configuration, then restart the agent"
+            raise InputError(f"the backend {name} is not set up", hint)
         async with self._writing:
             before = self.policy_of(instance)
-            after = before if access is None else before.with_access(access, families)
-            after = after if hop_limit is None else replace(after, hop_limit=hop_limit)
+            after = change.of(before)
             await self._change(instance, before, after, lambda: self._store.put_policy(instance, after))
-            text = f"IPv4 {after.v4.value}, IPv6 {after.v6.value}, hop limit {after.hop_limit}"
-            self._journal.note("policy", text, instance=instance)
-            return self._policy_view(instance)
+            view = self._policy_view(instance)
+            self._journal.note("policy", _told(view), instance=instance)
+            return view
+
+    def _absent_backends(self, routes: Routes | None) -> list[str]:
+        """Backends that routes lead to although no address of them is configured."""
+        known = {EMBEDDED} | {name for name in FORWARDED if getattr(self._config, name).addresses}
+        return sorted({backend for _, backend in routes or ()} - known)
+
+    def misrouted(self) -> list[shapes.Ailment]:
+        """Instances whose own routes lead to backends that were taken out of the configuration since."""
+        return [
+            shapes.Ailment(
+                "routes", f"{instance} is routed to {', '.join(absent)}, which is not set up: it gets 503",
+                f"configure it, or `metashim routes {instance} --default`",
+            )
+            for instance, policy in self._policies.items()
+            if (absent := self._absent_backends(policy.routes))
+        ]  # fmt: skip
+
+    async def tokens(self) -> shapes.TokensView:
+        usage = self._workers.ledger.usage()
+        views = []
+        for instance in sorted(self._known(), key=str):
+            policy, used = self.policy_of(instance), usage.get(instance, Usage())
+            counts = (used.with_token, used.without_token, used.token_refused)
+            views.append(shapes.TokenUseView(instance, self._mode(policy), policy.tokens is not None, *counts))
+        return shapes.TokensView(self._config.tokens.mode, views)
+
+    async def rotate_keys(self, drop: bool) -> shapes.KeysView:
+        async with self._writing:
+            number, keys = self._signing.rotate(drop=drop)
+            await self._workers.settled(number)
+            self._journal.note("agent", "session tokens: a new key" + (", and no other holds any more" if drop else ""))
+            return shapes.KeysView(keys, 0.0 if drop else LEAD_SECONDS)
 
     async def _change(self, instance: UUID, before: Policy, after: Policy, keep: Callable[[], None]) -> None:
         """Closes first, then keeps, then opens; if it cannot be kept, all is as before."""
@@ -242,6 +297,12 @@ class AgentOperations:
 
     async def events(self, after: int, wait: float) -> shapes.EventsView:
         return await self._journal.after(after, wait)
+
+
+def _told(view: shapes.PolicyView) -> str:
+    """A policy in a line of the journal."""
+    routes = ", ".join(f"{prefix} {backend}" for prefix, backend in view.routes.items())
+    return f"IPv4 {view.v4}, IPv6 {view.v6}, hop limit {view.hop_limit}, tokens {view.tokens}, routes {routes}"
 
 
 def _own_namespace(netns: str) -> None:

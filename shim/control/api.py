@@ -2,7 +2,10 @@
 
     GET                /v1/status /v1/ports /v1/instances
     GET PUT DELETE     /v1/instances/<uuid>            PUT: the instance's document
-    GET PUT            /v1/instances/<uuid>/policy     {"access": …, "families": […], "hop_limit": …}
+    GET PUT            /v1/instances/<uuid>/policy     {"access": …, "families": […], "hop_limit": …, "tokens": …,
+                                                       "routes": {…}}
+    GET                /v1/tokens
+    POST               /v1/tokens/rotate               {"drop": false}
     GET POST           /v1/attachments                 {"tap": …, "instance": …, "netns": …}
     DELETE             /v1/attachments/<tap>?netns=
     GET                /v1/counters?instance=|tap=     (with tap: netns=)
@@ -18,11 +21,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from shim.control import fields, shapes
-from shim.control.operations import Operations
+from shim.control.operations import Operations, PolicyChange
 from shim.core.exchange import Headers, Request, Response
-from shim.core.policy import Access, Family
+from shim.core.policy import Access, Family, Tokens
 from shim.errors import ConflictError, InputError, MetashimError, NotFoundError, StoreError
 
 MAX_BODY = shapes.MAX_BODY
@@ -32,7 +36,11 @@ JSON = ((b"content-type", b"application/json"),)
 _STATUS = ((InputError, 400), (NotFoundError, 404), (ConflictError, 409), (StoreError, 503))
 
 
-_POLICY = 'a policy looks like {"access": "open|reset|drop|403", "families": ["4", "6"], "hop_limit": 64}'
+_POLICY = (
+    'a policy looks like {"access": "open|reset|drop|403", "families": ["4", "6"], "hop_limit": 64, '
+    '"tokens": "off|optional|required", "routes": {"/": "embedded|nova|http"}}'
+)
+_ROTATION = 'a rotation looks like {"drop": false}'
 _ATTACHMENT = 'an attachment looks like {"tap": "tap1", "instance": "<uuid>", "netns": ""}'
 
 
@@ -40,6 +48,15 @@ class _PolicyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     access: Access | None = None
     families: list[Family] | None = None
     hop_limit: int | None = None
+    tokens: Tokens | UnsetType | None = UNSET
+    routes: dict[str, str] | UnsetType | None = UNSET
+
+
+_NO_CHANGE = _PolicyChange()
+
+
+class _Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    drop: bool = False
 
 
 class _Attach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +100,8 @@ class Api:
         if len(request.body) > MAX_BODY:
             raise _Refusal(413, f"the body has {len(request.body)} bytes", f"send at most {MAX_BODY}")
         head, tail, leaf = _split(request.path)
+        if (f"{head}/{tail}", False, leaf) in _RESOURCES:  # named by both, with no item
+            head, tail = f"{head}/{tail}", ""
         resource = _RESOURCES.get((head, bool(tail), leaf))
         if resource is None:
             known = ", ".join(sorted({f"/v1/{name}" for name, _, _ in _RESOURCES}))
@@ -134,15 +153,27 @@ async def _get_policy(call: _Call) -> Response:
 async def _put_policy(call: _Call) -> Response:
     instance, change = fields.instance(call.tail), fields.body(call.request.body, _PolicyChange, _POLICY)
     if change.access is None and change.families is not None:
-        raise InputError('"families" without "access"', 'add "access": the hop limit holds for both families')
-    if change.access is None and change.hop_limit is None:
-        raise InputError("nothing to change", 'give "access" (open, reset, drop, 403), "hop_limit", or both')
+        raise InputError('"families" without "access"', 'add "access": all else holds for both families')
+    if change == _NO_CHANGE:
+        hint = 'give "access" (open, reset, drop, 403), "hop_limit", "tokens" or "routes", or several of them'
+        raise InputError("nothing to change", hint)
     if change.families == []:
         raise InputError('"families" is empty', 'name "4", "6" or both, or leave it out for both')
     if change.hop_limit is not None and not 1 <= change.hop_limit <= 64:
         raise InputError(f'"hop_limit" is {change.hop_limit}', "it is the replies' TTL: 1 to 64")
     families = frozenset(Family) if change.families is None else frozenset(change.families)
-    return _answer(await call.operations.set_policy(instance, change.access, families, change.hop_limit))
+    routes = fields.routes(change.routes) if isinstance(change.routes, dict) else change.routes
+    wanted = PolicyChange(change.access, families, change.hop_limit, change.tokens, routes)
+    return _answer(await call.operations.set_policy(instance, wanted))
+
+
+async def _get_tokens(call: _Call) -> Response:
+    return _answer(await call.operations.tokens())
+
+
+async def _rotate_keys(call: _Call) -> Response:
+    rotation = fields.body(call.request.body or b"{}", _Rotation, _ROTATION)
+    return _answer(await call.operations.rotate_keys(rotation.drop))
 
 
 async def _get_attachments(call: _Call) -> Response:
@@ -194,6 +225,8 @@ _RESOURCES: Mapping[tuple[str, bool, str], Mapping[str, _Operation]] = {
         "DELETE": (_delete_instance, ()),
     },
     ("instances", True, "policy"): {"GET": (_get_policy, ()), "PUT": (_put_policy, ())},
+    ("tokens", False, ""): {"GET": (_get_tokens, ())},
+    ("tokens/rotate", False, ""): {"POST": (_rotate_keys, ())},
     ("attachments", False, ""): {"GET": (_get_attachments, ()), "POST": (_post_attachment, ())},
     ("attachments", True, ""): {"DELETE": (_delete_attachment, ("netns",))},
     ("counters", False, ""): {"GET": (_get_counters, ("instance", "tap", "netns"))},

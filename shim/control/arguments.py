@@ -25,6 +25,8 @@ else:
 
 COMPLETION_SECONDS = 0.2
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
 
 class Session:
     """What the global options say."""
@@ -79,6 +81,26 @@ class InstanceOrTapType(TapType):
         """The known instances and the guarded taps."""
         instances = InstanceType().shell_complete(ctx, param, incomplete)
         return instances + super().shell_complete(ctx, param, incomplete)
+
+
+class RouteType(ParamType):
+    """One route, PREFIX=BACKEND."""
+
+    name = "route"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Prefix and backend; the agent says whether they can be. Raises InputError."""
+        prefix, equals, backend = value.rpartition("=")
+        if not equals:
+            raise InputError(f"{value!r} is no route", "write PREFIX=BACKEND, as in /=nova /latest/user-data=embedded")
+        return prefix, backend
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """The prefix as it is, with each backend."""
+        from shim.settings import BACKENDS
+
+        prefix = incomplete.rpartition("=")[0] or incomplete or "/"
+        return _matching(incomplete, [f"{prefix}={backend}" for backend in BACKENDS])
 
 
 def _uuid(text: str) -> UUID:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import http.client
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from uuid import UUID
 import msgspec
 
 from shim.control import shapes
-from shim.core.policy import Access, Family
+from shim.core.policy import Access, Family, Tokens
 from shim.errors import (
     ConflictError,
     InputError,
@@ -90,8 +90,31 @@ class Client:
             change = {"access": access, "families": sorted(f.value for f in families)}
         if hop_limit is not None:
             change["hop_limit"] = hop_limit
+        return self._change(instance, change)
+
+    def set_tokens(self, instance: UUID, mode: Tokens | None) -> shapes.PolicyView:
+        """What session tokens are to an instance; None: what they are to the host."""
+        return self._change(instance, {"tokens": mode})
+
+    def set_routes(self, instance: UUID, routes: Mapping[str, str] | None) -> shapes.PolicyView:
+        """An instance's routes, backend by path prefix; None: the host's."""
+        return self._change(instance, {"routes": routes})
+
+    def policy(self, instance: UUID) -> shapes.PolicyView:
+        """The policy in force."""
+        return self._get(f"/v1/instances/{instance}/policy", shapes.PolicyView)
+
+    def _change(self, instance: UUID, change: Mapping[str, object]) -> shapes.PolicyView:
         raw = msgspec.json.encode(change)
         return self._call("PUT", f"/v1/instances/{instance}/policy", raw, shapes.PolicyView)
+
+    def tokens(self) -> shapes.TokensView:
+        """What session tokens are to each known instance, and what it made of that so far."""
+        return self._get("/v1/tokens", shapes.TokensView)
+
+    def rotate_keys(self, drop: bool = False) -> shapes.KeysView:
+        """Sign tokens with a new key; `drop`: those signed before end at once."""
+        return self._call("POST", "/v1/tokens/rotate", msgspec.json.encode({"drop": drop}), shapes.KeysView)
 
     def attach(self, tap: str, instance: UUID, netns: str = "") -> None:
         """Say by hand that a tap is an instance's."""

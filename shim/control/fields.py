@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 from urllib.parse import unquote
 from uuid import UUID
@@ -12,9 +13,12 @@ import msgspec
 
 from shim.core.instance import parse_instance
 from shim.core.names import parse_netns, parse_tap
+from shim.core.policy import Routes
 from shim.errors import InputError
+from shim.settings import BACKENDS, ROUTE_PATTERN, ROUTES_MAX, check_routes
 
 T = TypeVar("T")
+G = TypeVar("G")
 
 
 def decode(text: str) -> str:
@@ -79,7 +83,21 @@ def netns(text: str) -> str:
     return _checked(parse_netns, text, "leave it empty for the agent's own namespace")
 
 
-def _checked(parse: Callable[[str], T], text: str, hint: str) -> T:
+def routes(given: Mapping[str, str]) -> Routes:
+    """An instance's routes, by the same rules as the configured ones."""
+    for prefix, backend in given.items():
+        if not re.match(ROUTE_PATTERN, prefix):
+            hint = "a prefix is / or segments of letters, digits, . _ ~ and -, as in /latest/user-data"
+            raise InputError(f"{prefix!r} is no path prefix", hint)
+        if backend not in BACKENDS:
+            raise InputError(f"there is no backend {backend!r}", f"there are {', '.join(BACKENDS)}")
+    _checked(check_routes, given, 'one backend a prefix, and one for "/", which answers what no other prefix fits')
+    if len(given) > ROUTES_MAX:
+        raise InputError(f"{len(given)} routes", f"at most {ROUTES_MAX}")
+    return tuple(given.items())
+
+
+def _checked(parse: Callable[[G], T], text: G, hint: str) -> T:
     try:
         return parse(text)
     except ValueError as error:

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import UUID
 
+from msgspec import UNSET, UnsetType
+
 from shim.control import shapes
-from shim.core.policy import Access, Family
+from shim.core.policy import Access, Family, Policy, Routes, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """What of a policy an operator changes: access over `families`, and what else is given.
+
+    `tokens` and `routes` of None are a change too: what holds for the host is to hold again.
+    """
+
+    access: Access | None = None
+    families: frozenset[Family] = frozenset(Family)
+    hop_limit: int | None = None
+    tokens: Tokens | UnsetType | None = UNSET
+    routes: Routes | UnsetType | None = UNSET
+
+    def of(self, before: Policy) -> Policy:
+        """The policy that it makes of one."""
+        after = before if self.access is None else before.with_access(self.access, self.families)
+        return replace(
+            after,
+            hop_limit=after.hop_limit if self.hop_limit is None else self.hop_limit,
+            tokens=after.tokens if self.tokens is UNSET else self.tokens,
+            routes=after.routes if self.routes is UNSET else self.routes,
+        )
 
 
 class Operations(Protocol):
@@ -33,10 +60,14 @@ class Operations(Protocol):
     async def policy(self, instance: UUID) -> shapes.PolicyView:
         """The policy in force, for any uuid: instances may get a policy before they are seen."""
 
-    async def set_policy(
-        self, instance: UUID, access: Access | None, families: frozenset[Family], hop_limit: int | None
-    ) -> shapes.PolicyView:
-        """Change what is not None, and return when the kernel enforces it."""
+    async def set_policy(self, instance: UUID, change: PolicyChange) -> shapes.PolicyView:
+        """Change it, and return when kernel and proxy enforce it. Raises InputError: a backend is not set up."""
+
+    async def tokens(self) -> shapes.TokensView:
+        """What session tokens are to each known instance, and what it made of that so far."""
+
+    async def rotate_keys(self, drop: bool) -> shapes.KeysView:
+        """Make a new key for tokens, and return when every worker knows it. `drop`: no token given before holds."""
 
     async def attachments(self) -> list[shapes.AttachmentView]:
         """What operators attached by hand."""

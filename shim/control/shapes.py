@@ -15,12 +15,20 @@ MAX_BODY = 1048576
 
 
 class PolicyView(msgspec.Struct, frozen=True):
-    """The policy in force for an instance. `own`: an operator set it; else it is the configured default."""
+    """The policy in force for an instance. `own`: an operator set it; else it is the configured default.
+
+    `tokens` is off, optional or required, `routes` the backend by path prefix; of these two it is said apart whether
+    an operator set them.
+    """
 
     v4: str
     v6: str
     hop_limit: int
     own: bool
+    tokens: str = "optional"
+    routes: dict[str, str] = {}
+    own_tokens: bool = False
+    own_routes: bool = False
 
 
 class PortView(msgspec.Struct, frozen=True):
@@ -111,6 +119,33 @@ class CountersView(msgspec.Struct, frozen=True):
     ports: list[CounterView]
 
 
+class TokenUseView(msgspec.Struct, frozen=True):
+    """What session tokens are to one instance, and its requests: let through with a token and without one, and
+    refused for the lack of a valid one. Requests are counted from the workers' start."""
+
+    instance: UUID
+    mode: str
+    own: bool
+    with_token: int
+    without_token: int
+    token_refused: int
+
+
+class TokensView(msgspec.Struct, frozen=True):
+    """GET /v1/tokens. `mode` is what holds for instances that have none of their own."""
+
+    mode: str
+    instances: list[TokenUseView]
+
+
+class KeysView(msgspec.Struct, frozen=True):
+    """The answer to a rotation: how many keys tokens hold by, the new one among them, and in how many seconds that
+    one begins to sign."""
+
+    keys: int
+    begins_seconds: float
+
+
 class EventView(msgspec.Struct, frozen=True):
     """Something that happened. `kind` is refusal (`reason`: the verdict), port, policy, proxy, agent."""
 
@@ -152,7 +187,7 @@ class StatusView(msgspec.Struct, frozen=True):
     """GET /v1/status. `ailments` is empty when all is well; `states` counts ports by their state.
 
     `fallback` says why the datapath is not eBPF where the configuration leaves the choice, `lacks` what of the
-    contract this datapath cannot do.
+    contract this datapath cannot do. `tokens` and `routes` hold for instances that have none of their own.
     """
 
     version: str
@@ -167,6 +202,8 @@ class StatusView(msgspec.Struct, frozen=True):
     ailments: list[Ailment]
     fallback: str = ""
     lacks: list[str] = []
+    tokens: str = "optional"
+    routes: dict[str, str] = {}
 
 
 class Problem(msgspec.Struct, frozen=True):

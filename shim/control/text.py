@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
+from uuid import UUID
 
 import click
 import msgspec
@@ -29,7 +30,7 @@ _COLOURS = {
     "failed": "red",
     "fail": "red",
 }
-_NUMBERS = ("OPENED", "DELIVERED", "REPLIED", "REFUSED", "PACKETS")
+_NUMBERS = ("OPENED", "DELIVERED", "REPLIED", "REFUSED", "PACKETS", "WITH", "WITHOUT")
 _FLOW = ("opened", "delivered", "replied")
 _PASSED = {*_FLOW, "arp_answered", "nd_answered", "echo_answered"}
 _SECRET = ("user_data", "user_data_base64", "vendor_data", "vendor_data2")
@@ -94,6 +95,11 @@ def access(v4: str, v6: str) -> str:
     return v4 if v4 == v6 else f"IPv4 {v4}, IPv6 {v6}"
 
 
+def origin(value: object, own: bool) -> str:
+    """A value, and whether it is only what holds by default."""
+    return f"{value}" if own else f"{value} (default)"
+
+
 def status(view: shapes.StatusView) -> None:
     """The agent's state in a few lines, then what is not well."""
     total = sum(view.states.values())
@@ -113,6 +119,8 @@ def status(view: shapes.StatusView) -> None:
             ("service", f"{', '.join(view.service_addresses)}; port {ports}"),
             ("taps", f"{total}: {states}" if total else "none"),
             ("instances", view.instances),
+            ("tokens", view.tokens),
+            *_routes(view.routes),
             ("proxy", proxy),
             ("health", "well" if not ailments else f"{len(ailments)} not well"),
             *(("", line) for what, hint in ailments for line in (f"- {what}", f"  {hint}") if line.strip()),
@@ -148,7 +156,6 @@ def _access(port: shapes.PortView) -> str:
 def instance(view: shapes.InstanceView) -> None:
     """One instance: policy, taps, document."""
     policy = view.policy
-    origin = "" if policy.own else " (default)"
     taps: list[tuple[str, object]] = [
         ("taps" if not n else "", f"{_tap(p.netns, p.tap)}  {p.state}" + (f": {p.error}" if p.error else ""))
         for n, p in enumerate(view.ports)
@@ -156,13 +163,37 @@ def instance(view: shapes.InstanceView) -> None:
     facts(
         [
             ("instance", view.instance),
-            ("access", access(policy.v4, policy.v6) + origin),
+            ("access", origin(access(policy.v4, policy.v6), policy.own)),
             ("hop limit", policy.hop_limit),
+            ("tokens", origin(policy.tokens, policy.own_tokens)),
+            *_routes(policy.routes, "" if policy.own_routes else " (default)"),
             *(taps or [("taps", "none")]),
             ("document", f"revision {view.revision}" if view.document is not None else "none"),
             *((f"  {name}", _member(name, value)) for name, value in (view.document or {}).items() if value),
         ]
     )
+
+
+def _routes(routes: dict[str, str], note: str = "") -> list[tuple[str, str]]:
+    return [("" if n else "routes", f"{prefix} {backend}{note}") for n, (prefix, backend) in enumerate(routes.items())]
+
+
+def routes(instance: UUID, policy: shapes.PolicyView) -> None:
+    """Who answers an instance."""
+    print(f"{instance}: {origin('routes', policy.own_routes)}")
+    table(("PREFIX", "BACKEND"), policy.routes.items())
+
+
+def tokens(view: shapes.TokensView) -> None:
+    """One line an instance, first those that ask most without a token."""
+    most_first = sorted(view.instances, key=lambda i: (-i.without_token, str(i.instance)))
+    rows = [
+        (i.instance, origin(i.mode, i.own), i.with_token, i.without_token, i.token_refused) for i in most_first
+    ]
+    if rows:
+        table(("INSTANCE", "TOKENS", "WITH", "WITHOUT", "REFUSED"), rows)
+    asking = sum(i.without_token > 0 for i in view.instances)
+    print(f"default: {view.mode}; {asking} of {len(rows)} instances made requests without a token")
 
 
 def counters(views: list[shapes.CounterView]) -> None:

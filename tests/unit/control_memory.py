@@ -14,8 +14,9 @@ import msgspec
 
 from shim.control import shapes
 from shim.control.api import Api
+from shim.control.operations import PolicyChange
 from shim.core.exchange import Request, Response
-from shim.core.policy import Access, Family, Policy
+from shim.core.policy import Policy
 from shim.errors import ConflictError, InputError, MetashimError, NotFoundError
 
 ONE = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
@@ -42,6 +43,8 @@ class Memory:
         self.refuse: set[UUID] = set()
         self.datapath, self.fallback = "ebpf", ""
         self.lacks: list[str] = []
+        self.used: dict[UUID, tuple[int, int, int]] = {ONE: (5, 2, 1)}
+        self.keys = 2
 
     def _begin(self) -> None:
         fail, self.fail = self.fail, None
@@ -59,7 +62,12 @@ class Memory:
     def _policy(self, instance: UUID) -> shapes.PolicyView:
         policy = self.policies.get(instance, Policy())
         own = instance in self.policies
-        return shapes.PolicyView(policy.v4.value, policy.v6.value, policy.hop_limit, own)
+        tokens = policy.tokens.value if policy.tokens else "optional"
+        routes = {"/": "embedded"} if policy.routes is None else dict(policy.routes)
+        return shapes.PolicyView(
+            policy.v4.value, policy.v6.value, policy.hop_limit, own, tokens, routes,
+            policy.tokens is not None, policy.routes is not None,
+        )  # fmt: skip
 
     def _known(self) -> set[UUID]:
         return {i for i in self.taps.values() if i} | set(self.documents) | set(self.policies)
@@ -72,8 +80,9 @@ class Memory:
         workers = [shapes.WorkerView(4242, 3, 1), shapes.WorkerView(0, 0, 2)]
         addresses = ["169.254.169.254", "fd00:ec2::254"]
         return shapes.StatusView(
-            "0.1.0", 4141, 11530.5, self.datapath, addresses, [80], 2, states, workers, ill, self.fallback, self.lacks
-        )
+            "0.1.0", 4141, 11530.5, self.datapath, addresses, [80], 2, states, workers, ill, self.fallback, self.lacks,
+            "optional", {"/": "embedded", "/openstack": "nova"},
+        )  # fmt: skip
 
     async def ports(self) -> list[shapes.PortView]:
         self._begin()
@@ -116,16 +125,29 @@ class Memory:
         self._begin()
         return self._policy(instance)
 
-    async def set_policy(
-        self, instance: UUID, access: Access | None, families: frozenset[Family], hop_limit: int | None
-    ) -> shapes.PolicyView:
+    async def set_policy(self, instance: UUID, change: PolicyChange) -> shapes.PolicyView:
         self._begin()
         if instance in self.refuse:
             raise ConflictError("not that one", "try another")
-        now = self.policies.get(instance, Policy())
-        now = now if access is None else now.with_access(access, families)
-        self.policies[instance] = now if hop_limit is None else Policy(now.v4, now.v6, hop_limit)
+        after = change.of(self.policies.get(instance, Policy()))
+        if "http" in dict(after.routes or ()).values():
+            raise InputError("the backend http is not set up", "set http.addresses")
+        self.policies[instance] = after
         return self._policy(instance)
+
+    async def tokens(self) -> shapes.TokensView:
+        self._begin()
+        views = []
+        for instance in sorted(self._known()):
+            policy = self._policy(instance)
+            used = self.used.get(instance, (0, 0, 0))
+            views.append(shapes.TokenUseView(instance, policy.tokens, policy.own_tokens, *used))
+        return shapes.TokensView("optional", views)
+
+    async def rotate_keys(self, drop: bool) -> shapes.KeysView:
+        self._begin()
+        self.keys = 1 if drop else self.keys + 1
+        return shapes.KeysView(self.keys, 0.0 if drop else 60.0)
 
     async def attachments(self) -> list[shapes.AttachmentView]:
         self._begin()

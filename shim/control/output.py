@@ -1,0 +1,40 @@
+"""What a verb prints: text for people or JSON for programs, and complaints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def show(as_json: bool, view: object, print_text: Callable[[Any], None], indent: int = 2) -> None:
+    """Print `view` as JSON, or let `print_text` print it given the module `text`."""
+    if as_json:
+        print_json(view, indent)
+        return
+    from shim.control import text
+
+    print_text(text)
+
+
+def say(as_json: bool, view: object, words: str) -> None:
+    """Print `view` as JSON, or a sentence."""
+    print_json(view) if as_json else click.echo(words)
+
+
+def print_json(view: object, indent: int = 2) -> None:
+    """Print what msgspec can encode; without `indent` on one line."""
+    import msgspec
+
+    raw = msgspec.json.encode(view)
+    click.echo(msgspec.json.format(raw, indent=indent) if indent else raw)
+
+
+def complain(what: str, hint: str) -> None:
+    """Two lines on standard error: what happened, then what to do."""
+    from shim.control.text import clean
+
+    click.echo(f"metashim: {clean(what)}", err=True)
+    if hint:
+        click.echo(f"  {clean(hint)}", err=True)
