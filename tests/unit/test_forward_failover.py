@@ -8,16 +8,16 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import uvloop
 
 from shim.core.address import parse_address
 from shim.core.exchange import Request, Response
 from shim.forward.upstream import Endpoint, Pace, Upstream
 from shim.http.client import Client
+from tests.unit.forward_site import run, until
 
 GET = Request(b"GET", b"/latest/meta-data/")
 POST = Request(b"POST", b"/openstack/latest/password", body=b"x")
@@ -97,8 +97,8 @@ class Site:
         self.upstream: Upstream
 
     async def start(self, ports: list[int], read_seconds: float) -> None:
-        endpoints = [endpoint(port, read_seconds) for port in ports]
-        self.upstream = Upstream("nova", endpoints, HEALTH, pace=self.pace)
+        self.endpoints = [endpoint(port, read_seconds) for port in ports]
+        self.upstream = Upstream("nova", self.endpoints, HEALTH, pace=self.pace)
         self.upstream.start()
 
     @property
@@ -139,29 +139,6 @@ async def site(
             await backend.stop()
 
 
-@pytest.fixture
-def run() -> Callable[[Coroutine[Any, Any, None]], None]:
-    """Runs a coroutine on uvloop; no exception may go astray there."""
-
-    def it(main: Coroutine[Any, Any, None]) -> None:
-        strays: list[dict[str, Any]] = []
-
-        async def watched() -> None:
-            asyncio.get_running_loop().set_exception_handler(lambda loop, context: strays.append(context))
-            await asyncio.wait_for(main, 30)
-
-        uvloop.run(watched())
-        assert not strays, strays
-
-    return it
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 @contextlib.contextmanager
 def within(seconds: float) -> Any:
     began = time.monotonic()
@@ -185,7 +162,7 @@ def blackhole() -> Any:
         yield listener.getsockname()[1]
 
 
-def test_addresses_take_turns_and_connections_are_kept(run):
+def test_addresses_take_turns_and_connections_are_kept():
     async def main() -> None:
         async with site(2) as here:
             assert await here.statuses(10) == [200] * 10
@@ -195,7 +172,7 @@ def test_addresses_take_turns_and_connections_are_kept(run):
 
 
 @pytest.mark.parametrize("request_", [GET, POST], ids=["GET", "POST"])
-def test_no_request_fails_when_one_of_two_stops_and_it_is_used_again_when_back(run, request_, caplog):
+def test_no_request_fails_when_one_of_two_stops_and_it_is_used_again_when_back(request_, caplog):
     async def main() -> None:
         async with site(2) as here:
             first = here.backends[0]
@@ -215,7 +192,7 @@ def test_no_request_fails_when_one_of_two_stops_and_it_is_used_again_when_back(r
     assert len(changes) == 2 and "is down" in changes[0] and "is up again" in changes[1]
 
 
-def test_with_all_stopped_503_at_once(run):
+def test_with_all_stopped_503_at_once():
     async def main() -> None:
         async with site(2) as here:
             await here.statuses(4)
@@ -233,7 +210,7 @@ def test_with_all_stopped_503_at_once(run):
     run(main())
 
 
-def test_a_stopped_backend_that_no_check_has_seen_yet(run):
+def test_a_stopped_backend_that_no_check_has_seen_yet():
     async def main() -> None:
         async with site(1, pace=Pace(well=60, again=0.1, deadline=1)) as here:
             await here.statuses(2)
@@ -245,7 +222,7 @@ def test_a_stopped_backend_that_no_check_has_seen_yet(run):
     run(main())
 
 
-def test_an_address_that_does_not_answer_is_passed_over_within_a_second(run):
+def test_an_address_that_does_not_answer_is_passed_over_within_a_second():
     async def main() -> None:
         with blackhole() as port:
             async with site(1, more=(port,), pace=Pace(well=60, again=0.1, deadline=1)) as here:
@@ -258,7 +235,7 @@ def test_an_address_that_does_not_answer_is_passed_over_within_a_second(run):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_addresses_that_do_not_answer_give_503_within_a_second(run, count):
+def test_addresses_that_do_not_answer_give_503_within_a_second(count):
     async def main() -> None:
         with contextlib.ExitStack() as stack:
             ports = tuple(stack.enter_context(blackhole()) for _ in range(count))
@@ -273,7 +250,7 @@ def test_addresses_that_do_not_answer_give_503_within_a_second(run, count):
     run(main())
 
 
-def test_a_frozen_backend_is_found_and_passed_over_until_it_thaws(run):
+def test_a_frozen_backend_is_found_and_passed_over_until_it_thaws():
     async def main() -> None:
         async with site(1) as here:
             (backend,) = here.backends
@@ -292,7 +269,7 @@ def test_a_frozen_backend_is_found_and_passed_over_until_it_thaws(run):
     run(main())
 
 
-def test_one_frozen_of_two_hurts_only_what_it_has(run):
+def test_one_frozen_of_two_hurts_only_what_it_has():
     async def main() -> None:
         async with site(2) as here:
             await here.statuses(4)
@@ -305,7 +282,7 @@ def test_one_frozen_of_two_hurts_only_what_it_has(run):
     run(main())
 
 
-def test_more_requests_than_connections_at_a_frozen_backend(run):
+def test_more_requests_than_connections_at_a_frozen_backend():
     async def main() -> None:
         async with site(1) as here:
             await here.statuses(2)
@@ -318,7 +295,7 @@ def test_more_requests_than_connections_at_a_frozen_backend(run):
     run(main())
 
 
-def test_a_slow_backend_that_is_well_is_waited_for(run):
+def test_a_slow_backend_that_is_well_is_waited_for():
     async def main() -> None:
         async with site(1) as here:
             here.backends[0].delay = 2.0  # six times as long as a check may take
@@ -328,7 +305,7 @@ def test_a_slow_backend_that_is_well_is_waited_for(run):
     run(main())
 
 
-def test_a_slow_answer_is_given_up_after_read_seconds(run):
+def test_a_slow_answer_is_given_up_after_read_seconds():
     async def main() -> None:
         async with site(1, read_seconds=0.5) as here:
             here.backends[0].delay = 5
@@ -341,7 +318,7 @@ def test_a_slow_answer_is_given_up_after_read_seconds(run):
 
 
 @pytest.mark.parametrize("request_", [GET, POST], ids=["GET", "POST"])
-def test_a_request_that_was_reset_is_not_repeated(run, request_):
+def test_a_request_that_was_reset_is_not_repeated(request_):
     async def main() -> None:
         async with site(2) as here:
             await here.statuses(4)
@@ -354,7 +331,7 @@ def test_a_request_that_was_reset_is_not_repeated(run, request_):
     run(main())
 
 
-def test_one_that_answers_500_at_the_health_path_is_passed_over(run):
+def test_one_that_answers_500_at_the_health_path_is_passed_over():
     async def main() -> None:
         async with site(2) as here:
             here.backends[0].health = 500
@@ -367,13 +344,13 @@ def test_one_that_answers_500_at_the_health_path_is_passed_over(run):
     run(main())
 
 
-def test_a_guest_that_goes_is_gone_at_the_backend_too(run):
+def test_a_guest_that_goes_is_gone_at_the_backend_too():
     async def main() -> None:
         async with site(1) as here:
             here.backends[0].delay = 5
             answers = [here.upstream.ask(GET) for _ in range(10)]
             await until(lambda: len(here.backends[0].seen) == 10)
-            client = here.upstream._endpoints[0].client
+            client = here.endpoints[0].client
             assert client.busy == 10
             for answer in answers:
                 answer.cancel()
@@ -384,7 +361,7 @@ def test_a_guest_that_goes_is_gone_at_the_backend_too(run):
     run(main())
 
 
-def test_ten_thousand_requests_leave_nothing(run):
+def test_ten_thousand_requests_leave_nothing():
     async def main() -> None:
         async with site(2) as here:
             before = 0
@@ -393,12 +370,12 @@ def test_ten_thousand_requests_leave_nothing(run):
                 assert all(answer.status == 200 for answer in answers)
                 before = before or len(asyncio.all_tasks())
             assert len(asyncio.all_tasks()) <= before
-            assert all(end.client.busy == 0 for end in here.upstream._endpoints)
+            assert all(end.client.busy == 0 for end in here.endpoints)
 
     run(main())
 
 
-def test_a_backend_that_restarts_all_the_time_under_load(run):
+def test_a_backend_that_restarts_all_the_time_under_load():
     """Every request ends, soon, with an answer or with one that says to come again."""
 
     async def main() -> None:
@@ -423,5 +400,20 @@ def test_a_backend_that_restarts_all_the_time_under_load(run):
             await asyncio.gather(*guests)
             assert 200 in statuses and statuses <= {200, 502, 503}
             assert await here.statuses(5) == [200] * 5
+
+    run(main())
+
+
+def test_closing_ends_what_is_under_way_and_what_waits():
+    async def main() -> None:
+        async with site(2) as here:
+            for backend in here.backends:
+                backend.delay = 5
+            answers = [asyncio.ensure_future(here.get()) for _ in range(150)]  # 128 connections in all
+            await until(lambda: sum(len(backend.seen) for backend in here.backends) == 128)
+            await here.upstream.close()
+            statuses = [answer.status for answer in await asyncio.gather(*answers)]
+            assert sorted(set(statuses)) == [502, 503] and statuses.count(502) == 128
+            assert (await here.get()).status == 503
 
     run(main())
