@@ -24,7 +24,7 @@ from shim import errors
 from shim.cli import EPILOG, cli, main
 from shim.config import Config
 from shim.control import shapes
-from shim.core.policy import Access, Policy
+from shim.core.policy import Access, Policy, Tokens
 from shim.datapath import compile, guard_rules
 from shim.datapath.ebpf import RULES
 from shim.datapath.nft import ruleset
@@ -82,6 +82,9 @@ def test_status(run: Shell) -> None:
         "service    169.254.169.254, fd00:ec2::254; port 80",
         "taps       3: 2 serving, 1 no-identity",
         "instances  2",
+        "tokens     optional",
+        "routes     / embedded",
+        "           /openstack nova",
         "proxy      1 of 2 workers up, 3 connections, 3 restarts",
         "health     1 not well",
         "           - identity: file: bad",
@@ -133,6 +136,8 @@ def test_show(run: Shell, memory: Memory) -> None:
         f"instance     {ONE}",
         "access       open (default)",
         "hop limit    64",
+        "tokens       optional (default)",
+        "routes       / embedded (default)",
         "taps         tap10  serving",
         "document     revision 4",
         "  hostname   web1",
@@ -141,7 +146,9 @@ def test_show(run: Shell, memory: Memory) -> None:
     ]
     assert "password" not in shown.out
     assert run("show", ONE, "--json").json["document"]["user_data"].endswith("password: x")
+    memory.policies[TWO] = Policy(tokens=Tokens.REQUIRED, routes=(("/", "nova"), ("/latest", "embedded")))
     bare = run("show", TWO).out
+    assert "tokens     required\nroutes     / nova\n           /latest embedded\n" in bare
     assert "document   none" in bare
 
 
@@ -270,6 +277,85 @@ def test_one_that_is_misspelt_keeps_all_as_they_are(run: Shell, memory: Memory) 
     assert memory.policies == {}
 
 
+def test_tokens_tells_who_would_break(run: Shell, memory: Memory) -> None:
+    memory.used = {ONE: (5, 2, 1), TWO: (900, 40, 0)}
+    memory.policies[NOBODY] = Policy(tokens=Tokens.REQUIRED)
+    assert run("tokens").out.splitlines() == [
+        "INSTANCE                              TOKENS              WITH  WITHOUT  REFUSED",
+        f"{TWO}  optional (default)   900       40        0",
+        f"{ONE}  optional (default)     5        2        1",
+        f"{NOBODY}  required               0        0        0",
+        "default: optional; 2 of 3 instances made requests without a token",
+    ]
+    shown = run("tokens", "--json").json
+    assert shown["mode"] == "optional"
+    assert {
+        "instance": str(TWO), "mode": "optional", "own": False, "with_token": 900, "without_token": 40,
+        "token_refused": 0,
+    } in shown["instances"]  # fmt: skip
+    memory.taps.clear()
+    memory.policies.clear()
+    assert run("tokens").out == "default: optional; 0 of 0 instances made requests without a token\n"
+
+
+def test_tokens_are_set(run: Shell, memory: Memory) -> None:
+    memory.policies[ONE] = Policy(Access.DROP, hop_limit=2)
+    result = run("tokens", "required", ONE, TWO, ONE)
+    assert result.out.startswith(f"{ONE}: tokens required after ") and len(result.out.splitlines()) == 2
+    assert memory.policies == {
+        ONE: Policy(Access.DROP, hop_limit=2, tokens=Tokens.REQUIRED), TWO: Policy(tokens=Tokens.REQUIRED)
+    }  # fmt: skip
+    assert run("tokens", "off", TWO, "--json").json["done"][0]["policy"]["tokens"] == "off"
+    assert run("tokens", "default", ONE).out.startswith(f"{ONE}: tokens optional (default) after ")
+    assert memory.policies[ONE].tokens is None
+    memory.refuse = {ONE}
+    assert run("tokens", "optional", ONE, TWO).code == 6
+    assert memory.policies[TWO].tokens is Tokens.OPTIONAL
+    assert run("tokens", "off", "web1").code == 4
+
+
+def test_rotate_keys(run: Shell, memory: Memory) -> None:
+    assert run("rotate-keys").out == (
+        "session tokens are signed with a new key in 60 s; all hold until they expire\n"
+    )
+    assert memory.keys == 3
+    assert run("rotate-keys", "--drop").out == (
+        "session tokens are signed with a new key; none given before holds any more\n"
+    )
+    assert run("rotate-keys", "--json").json == {"keys": 2, "begins_seconds": 60.0}
+
+
+def test_routes(run: Shell, memory: Memory) -> None:
+    assert run("routes", ONE).out.splitlines() == [f"{ONE}: routes (default)", "PREFIX  BACKEND", "/       embedded"]
+    assert memory.policies == {}, "only shown"
+    given = run("routes", ONE, "/=nova", "/latest/user-data=embedded")
+    assert given.out.splitlines() == [
+        f"{ONE}: routes", "PREFIX             BACKEND", "/                  nova", "/latest/user-data  embedded"
+    ]  # fmt: skip
+    assert memory.policies[ONE].routes == (("/", "nova"), ("/latest/user-data", "embedded"))
+    shown = run("routes", ONE, "--json").json
+    assert shown == {"instance": str(ONE), "routes": {"/": "nova", "/latest/user-data": "embedded"}, "own": True}
+    assert run("routes", ONE, "--default", "--json").json["own"] is False
+    assert memory.policies[ONE].routes is None
+
+
+@pytest.mark.parametrize(
+    ("routes", "what"),
+    [
+        (("nova",), "'nova' is no route"),
+        (("/=nova", "/=embedded"), "twice"),
+        (("/latest=nova",), 'no backend for "/"'),
+        (("/=swift",), "there is no backend 'swift'"),
+        (("/=nova", "/a//b=nova"), "'/a//b' is no path prefix"),
+        (("/=http",), "the backend http is not set up"),
+    ],
+)
+def test_routes_that_cannot_be(run: Shell, memory: Memory, routes: tuple[str, ...], what: str) -> None:
+    result = run("routes", ONE, *routes)
+    assert result.code == 4 and what in result.err
+    assert memory.policies == {}
+
+
 def test_counters(run: Shell) -> None:
     assert run("counters").out.splitlines()[:2] == [
         "TAP         INSTANCE                              OPENED  DELIVERED  REPLIED  REFUSED",
@@ -356,6 +442,11 @@ VERBS = [
     ("disable", ONE),
     ("counters",),
     ("events",),
+    ("tokens",),
+    ("tokens", "required", ONE),
+    ("rotate-keys",),
+    ("routes", ONE),
+    ("routes", ONE, "/=nova"),
 ]
 
 
@@ -396,6 +487,12 @@ def test_the_agent_s_errors_are_exit_codes(
         ("disable", ONE, "--family", "5"),
         ("completion", "tcsh"),
         ("enable",),
+        ("tokens", "sometimes", ONE),
+        ("tokens", ONE),
+        ("tokens", "required"),
+        ("routes",),
+        ("routes", ONE, "/=nova", "--default"),
+        ("rotate-keys", "--drops"),
     ],
 )
 def test_wrong_usage(run: Shell, arguments: tuple[object, ...]) -> None:
@@ -435,7 +532,7 @@ def test_every_verb_has_help_and_json(run: Shell, verb: str) -> None:
 
 
 def test_the_verbs_are_those_that_are_promised() -> None:
-    on_the_agent = "status list show set attach detach enable disable counters events"
+    on_the_agent = "status list show set attach detach enable disable counters events tokens rotate-keys routes"
     assert set(cli.commands) == {*on_the_agent.split(), "agent", "check", "rules", "teardown", "completion"}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shim.control.api import MAX_BODY, Api
 from shim.core.exchange import Request, Response
-from shim.core.policy import Access, Policy
+from shim.core.policy import Access, Policy, Tokens
 from shim.errors import (
     ConfigError,
     ConflictError,
@@ -80,7 +80,10 @@ def test_a_document_is_kept_shown_and_forgotten() -> None:
 def test_policy_changes_only_what_is_named() -> None:
     memory = Memory()
     target = f"/v1/instances/{ONE}/policy"
-    assert good(memory, "GET", target) == {"v4": "open", "v6": "open", "hop_limit": 64, "own": False}
+    assert good(memory, "GET", target) == {
+        "v4": "open", "v6": "open", "hop_limit": 64, "own": False, "tokens": "optional", "routes": {"/": "embedded"},
+        "own_tokens": False, "own_routes": False,
+    }  # fmt: skip
     assert good(memory, "PUT", target, {"access": "drop", "families": ["6"]})["v6"] == "drop"
     assert good(memory, "PUT", target, {"hop_limit": 2})["hop_limit"] == 2
     assert memory.policies[ONE] == Policy(Access.OPEN, Access.DROP, 2)
@@ -90,9 +93,83 @@ def test_policy_changes_only_what_is_named() -> None:
     assert memory.policies[ONE] == Policy()
 
 
+def test_tokens_and_routes_of_a_policy() -> None:
+    memory = Memory()
+    target = f"/v1/instances/{ONE}/policy"
+    good(memory, "PUT", target, {"access": "drop"})
+    view = good(memory, "PUT", target, {"tokens": "required"})
+    assert (view["tokens"], view["own_tokens"], view["v4"]) == ("required", True, "drop")
+    routes = {"/": "nova", "/latest/user-data": "embedded"}
+    view = good(memory, "PUT", target, {"routes": routes})
+    assert (view["routes"], view["own_routes"], view["tokens"]) == (routes, True, "required")
+    assert memory.policies[ONE] == Policy(
+        Access.DROP, Access.DROP, tokens=Tokens.REQUIRED, routes=tuple(routes.items())
+    )
+    good(memory, "PUT", target, {"tokens": None})
+    assert memory.policies[ONE].tokens is None and memory.policies[ONE].routes
+    view = good(memory, "PUT", target, {"routes": None, "hop_limit": 3})
+    assert memory.policies[ONE] == Policy(Access.DROP, Access.DROP, 3)
+    assert (view["own_tokens"], view["own_routes"]) == (False, False)
+
+
+def test_token_counts() -> None:
+    memory = Memory()
+    good(memory, "PUT", f"/v1/instances/{TWO}/policy", {"tokens": "off"})
+    assert good(memory, "GET", "/v1/tokens") == {
+        "mode": "optional",
+        "instances": [
+            {"instance": str(ONE), "mode": "optional", "own": False, "with_token": 5, "without_token": 2,
+             "token_refused": 1},
+            {"instance": str(TWO), "mode": "off", "own": True, "with_token": 0, "without_token": 0,
+             "token_refused": 0},
+        ],
+    }  # fmt: skip
+
+
+def test_keys_are_rotated() -> None:
+    memory = Memory()
+    assert good(memory, "POST", "/v1/tokens/rotate") == {"keys": 3, "begins_seconds": 60.0}
+    assert good(memory, "POST", "/v1/tokens/rotate/", {"drop": True})["keys"] == 1
+    assert bad(memory, "POST", "/v1/tokens/rotate", {"drop": "yes"})[0] == 400
+    assert bad(memory, "POST", "/v1/tokens/rotate", {"now": True})[0] == 400
+    assert bad(memory, "GET", "/v1/tokens/rotate")[0] == 405
+    assert bad(memory, "POST", "/v1/tokens")[0] == 405
+    assert bad(memory, "POST", "/v1/tokens/other")[0] == 404
+    assert bad(memory, "POST", "/v1/tokens/rotate/x")[0] == 404
+    assert memory.keys == 1
+
+
+ROUTES = [
+    ({}, 'no backend for "/"'),
+    ({"/latest": "nova"}, 'no backend for "/"'),
+    ({"/": "nova", "latest": "nova"}, "'latest' is no path prefix"),
+    ({"/": "nova", "/a b": "nova"}, "'/a b' is no path prefix"),
+    ({"/": "nova", "/%61": "nova"}, "'/%61' is no path prefix"),
+    ({"/": "nova", "/a\n": "nova"}, "is no path prefix"),
+    ({"/": "nova", "/a": "nova", "/a/": "embedded"}, "'/a' is there twice"),
+    ({"/": "nova", "/a/../b": "nova"}, "segment of dots"),
+    ({"/": "swift"}, "there is no backend 'swift'"),
+    ({"/": 1}, "expected str"),
+    ("nova", "expected"),
+    ({"/": "nova"} | {f"/{n}": "nova" for n in range(32)}, "33 routes"),
+    ({"/": "http"}, "the backend http is not set up"),
+]
+
+
+@pytest.mark.parametrize(("routes", "what"), ROUTES, ids=str)
+def test_wrong_routes_change_nothing(routes: object, what: str) -> None:
+    memory = Memory()
+    status, error, hint = bad(memory, "PUT", f"/v1/instances/{ONE}/policy", {"access": "drop", "routes": routes})
+    assert status == 400 and hint and what in error
+    assert memory.policies == {}
+
+
 @pytest.mark.parametrize(
     ("body", "what"),
     [
+        (b'{"tokens": "on"}', "on"),
+        (b'{"tokens": ["off"]}', "tokens"),
+        (b'{"access": null}', "nothing to change"),
         (b"", "truncated"),
         (b"{", "truncated"),
         (b"[]", "expected object"),
