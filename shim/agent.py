@@ -49,6 +49,7 @@ from shim.netlink.links import ALL, Links
 from shim.netlink.nftables import Watch
 from shim.operations import AgentOperations, feed_entry
 from shim.rounds import Rounds
+from shim.signing import Signing
 from shim.usage import Ledger
 from shim.workers import Workers, running
 
@@ -133,6 +134,7 @@ class Agent:
             config.proxy.workers, self._uid, config.feed_socket, self._listen, self._worker_task, self._feed_table,
             Ledger(config.proxy.workers, self._owner, addresses), self._worker_failed,
         )  # fmt: skip
+        self._signing = Signing(config.token_keys, time.time, self._workers.keys)
         self._enrolment: Enrolment
         self._rounds: Rounds
         self._operations: AgentOperations
@@ -149,7 +151,7 @@ class Agent:
         )
         self._operations = AgentOperations(
             self._config, self._store, self._kernel, self._enrolment, self._resolver, self._workers, self._journal,
-            self._policies, self._default, self._ailments,
+            self._policies, self._default, self._signing, self._ailments,
         )  # fmt: skip
 
     def _policy_of(self, instance: UUID | None) -> Policy:
@@ -174,6 +176,8 @@ class Agent:
         await self._kernel.hand_over(self._enrolment.failures.keys())
         await self._kernel.datapath.prune()
         self._watch_events()
+        self._signing.turn()
+        self._tasks.append(asyncio.ensure_future(self._signing.run()))
         await self._workers.start()
         await self._serve_operators()
         self._journal.note("agent", "started")
@@ -311,6 +315,9 @@ class Agent:
         found += [Ailment(f"identity source {name}", what) for name, what in self._resolver.health().items()]
         down = [worker for worker in self._workers.all if worker.writer is None]
         found += [Ailment("proxy", f"worker {worker.number} is down", "see the log") for worker in down]
+        if trouble := self._signing.trouble:
+            found.append(Ailment("tokens", str(trouble), trouble.hint))
+        found += self._operations.misrouted()
         found += [
             Ailment("tap", str(error), error.hint or "nothing passes there; see the log")
             for error in self._enrolment.failures.values()

@@ -79,6 +79,7 @@ class Workers:
         self.ledger = ledger
         self._failed = failed
         self._sockets: list[socket.socket] = []
+        self._keys: tuple[tuple[int, bytes], ...] = ()
         self._number = 0
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -175,11 +176,17 @@ class Workers:
             writer.close()
             return
         try:
-            if not isinstance(feed.read_from_worker(await reader.readline()), feed.Hello):
+            hello = feed.read_from_worker(await reader.readline())
+            if not isinstance(hello, feed.Hello):
+                return
+            if hello.protocol != feed.PROTOCOL:
+                log.warning("worker %d (pid %d) is of another version: ending it", worker.number, pid)
+                _kill(pid, signal.SIGTERM)  # in good order; as for what it does not know it serves on as it was told
                 return
             if worker.writer is not None:
                 worker.writer.close()
             worker.writer, worker.done = writer, 0
+            self._send(worker, feed.Keys(self._next(), self._keys))  # first: no guest is to be told that there are none
             self._send(worker, feed.Table(self._next(), self._table()))
             worker.known.set()
             while (line := await reader.readline()) and worker.pid == pid:  # a successor's place is not spoken for
@@ -229,7 +236,12 @@ class Workers:
         self.ledger.gone(slot, generation)
         return self._tell(feed.Gone(self._next(), slot, generation))
 
-    def _tell(self, message: feed.Put | feed.Gone) -> int:
+    def keys(self, ring: tuple[tuple[int, bytes], ...]) -> int:
+        """Tells all workers, and those to come, the keys of session tokens, the one that signs first."""
+        self._keys = ring
+        return self._tell(feed.Keys(self._next(), ring))
+
+    def _tell(self, message: feed.Put | feed.Gone | feed.Keys) -> int:
         for worker in self.all:
             self._send(worker, message)
         return message.number
