@@ -9,6 +9,8 @@ from shim.core.exchange import Response
 TOO_MANY = Response(429, ((b"content-type", b"text/plain"), (b"retry-after", b"1")), b"too many requests\n", close=True)
 """What an instance over its allowance gets."""
 
+_ROUNDING = 0.01  # of a request: what sums of floats may be off, else a burst is one short now and then
+
 
 class Allowance:
     """A token bucket for each instance: `burst` requests at once, `rate` a second. Both are 1 or more.
@@ -25,7 +27,7 @@ class Allowance:
         if rate <= 0 or burst < 1:
             raise ValueError("an allowance is of at least one request, and a rate above 0")
         self._interval = 1 / rate
-        self._slack = (burst - 1) / rate
+        self._slack = (burst - 1 + _ROUNDING) / rate
         self._turn_at = float("-inf")
         self._younger: dict[int, float] = {}  # by UUID.int: UUID's own hash runs Python code
         self._elder: dict[int, float] = {}
