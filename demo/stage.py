@@ -48,6 +48,8 @@ file = "{folder}/instances.toml"
 
 [proxy]
 user = "{user}"
+request_rate = 100000
+request_burst = 100000
 """
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -45,6 +45,12 @@ def uuid_of(number: int) -> UUID:
     return UUID(f"{number:08d}-aaaa-4aaa-8aaa-{number:012d}")
 
 
+def unhurried(proxy: str) -> str:
+    """Settings of the proxy with room for guests that ask as fast as they can, unless they say otherwise."""
+    wide = "request_rate = 1000000\nrequest_burst = 1000000\n"
+    return proxy if "request_rate" in proxy else wide + proxy
+
+
 class Hypervisor:
     """An agent of its own in `lab`'s hypervisor. `settings` is TOML put behind what is set here; `datapath` is what
     the agent is started with, empty for what the settings say."""
@@ -68,7 +74,8 @@ class Hypervisor:
         """Write the configuration; it holds from the next start."""
         self.config.write_text(
             f'[host]\nname = "{self.name}"\nrun_dir = "{self.run}"\nstate_dir = "{self.state}"\n{host}\n'
-            f'[identity]\nfile = "{self.mapping}"\n{identity}\n[proxy]\nuser = "nobody"\n{proxy}\n{settings}\n'
+            f'[identity]\nfile = "{self.mapping}"\n{identity}\n'
+            f'[proxy]\nuser = "nobody"\n{unhurried(proxy)}\n{settings}\n'
         )
 
     def __enter__(self) -> Hypervisor:
