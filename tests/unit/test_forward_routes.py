@@ -113,7 +113,7 @@ def test_spellings_of_one_path_take_one_route(path: str, data: st.DataObject) ->
     assert routes.backend(spelt) == Routes(HOST).backend(path.encode())
 
 
-PIECES = st.sampled_from(["/", "/", "%2f", ".", "..", "%2e", "%2E", "%5c", "%25", "2e", ";", "a", "x", "%61", "%00", "%"])
+PIECES = st.sampled_from(["/", "%2f", ".", "..", "%2e", "%2E", "%5c", "%25", "2e", ";", "a", "x", "%61", "%00", "%"])
 
 
 @given(st.lists(PIECES, max_size=8).map(lambda parts: ("/" + "".join(parts)).encode()))
