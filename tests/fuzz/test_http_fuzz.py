@@ -1,10 +1,12 @@
-# Invariants: any bytes, split in any way, give the same events and raise nothing; nothing follows a
-# Malformed; an accepted request, written out again, reads as itself; and llhttp over the whole stream,
-# and a small model that shares no code with ours, find the same requests with the same bodies.
+# Invariants: any bytes, split in any way, give the same events (the parts of a body put together) and raise
+# nothing; nothing follows a Malformed; what is streamed of a body is what would be collected of it; an accepted
+# request, written out again, reads as itself; and llhttp over the whole stream, and a small model that shares
+# no code with ours, find the same requests with the same bodies.
 """Fuzzing of the guest's side of HTTP: soups of fragments that parsers disagree on."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import httptools
@@ -13,10 +15,11 @@ from hypothesis import strategies as st
 
 from shim.core.exchange import Request, Response
 from shim.http.limits import Limits
-from shim.http.parse import Connection, Event, Heads, Malformed, Received
+from shim.http.parse import Connection, End, Event, Heads, Malformed, Part, Received
 from shim.http.serialize import render
 
 LIMITS = Limits(head_bytes=400, headers=8, target_bytes=60, body_bytes=64)
+STREAMED = replace(LIMITS, whole_bytes=4)
 
 FRAGMENTS = [
     b"GET / HTTP/1.1\r\n",
@@ -72,19 +75,43 @@ HEADER_NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_!", min_size=1, ma
 HEADER_VALUES = st.binary(max_size=20).map(lambda raw: bytes(b for b in raw if b > 31 and b != 127).strip())
 
 
-def events(wire: bytes, cuts: list[int]) -> list[Event]:
-    connection = Connection(Heads(LIMITS))
+def events(wire: bytes, cuts: list[int], limits: Limits = LIMITS) -> list[Event]:
+    connection = Connection(Heads(limits))
     found: list[Event] = []
     edges = [0, *sorted(cut for cut in cuts if cut < len(wire)), len(wire)]
     for start, end in pairwise(edges):
         connection.feed(wire[start:end])
         while (event := connection.next_event()) is not None:
-            found.append(event)
+            if isinstance(event, Part) and found and isinstance(found[-1], Part):
+                found[-1] = Part(found[-1].data + event.data)
+            else:
+                found.append(event)
     return found
 
 
 def accepted(wire: bytes) -> list[Request]:
     return [event.request for event in events(wire, []) if isinstance(event, Received)]
+
+
+def put_together(found: list[Event]) -> list[Event]:
+    """The events as if every body had been collected: what was not whole in the end was never asked."""
+    made: list[Event] = []
+    streamed, body = None, b""
+    for event in found:
+        if isinstance(event, Received) and event.streamed:
+            assert streamed is None
+            streamed, body = event, b""
+        elif isinstance(event, Part):
+            assert streamed is not None and event.data
+            body += event.data
+        elif isinstance(event, End):
+            assert streamed is not None and streamed.request.length in (None, len(body))
+            request = replace(streamed.request, body=body, length=None)
+            made.append(replace(streamed, request=request, streamed=False))
+            streamed = None
+        else:
+            made.append(event)
+    return made
 
 
 @settings(max_examples=1200, deadline=None)
@@ -95,6 +122,15 @@ def test_splits_do_not_matter(wire: bytes, cuts: list[int]) -> None:
     assert events(wire, cuts) == whole
     assert events(wire, list(range(len(wire)))) == whole
     assert not any(isinstance(event, Malformed) for event in whole[:-1])
+
+
+@settings(max_examples=1200, deadline=None)
+@given(STREAMS, st.lists(st.integers(0, 300), max_size=12))
+def test_streamed_bodies_are_the_collected_ones(wire: bytes, cuts: list[int]) -> None:
+    whole = events(wire, [], STREAMED)
+    assert events(wire, cuts, STREAMED) == whole
+    assert events(wire, list(range(len(wire))), STREAMED) == whole
+    assert put_together(whole) == events(wire, [])
 
 
 def written(request: Request) -> bytes:

@@ -124,10 +124,10 @@ async def reset_seen(reader: asyncio.StreamReader) -> bool:
     return False
 
 
-def narrow(port: int) -> socket.socket:
+def narrow(port: int, room: int = 4096) -> socket.socket:
     """A connection whose owner can take little and does not read."""
     sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
     sock.connect(("127.0.0.1", port))
     sock.setblocking(False)
     return sock

@@ -7,7 +7,7 @@ import pytest
 from shim.core.exchange import Request
 from shim.http.head import Refused, read_head
 from shim.http.limits import Limits
-from shim.http.parse import Connection, Continue, Event, Heads, Malformed, Phase, Received
+from shim.http.parse import Connection, Continue, End, Event, Heads, Malformed, Part, Phase, Received
 
 LIMITS = Limits(head_bytes=2048, headers=10, target_bytes=256, body_bytes=1000)
 HOST = b"Host: 169.254.169.254\r\n"
@@ -29,11 +29,22 @@ def events_of(wire: bytes, step: int, limits: Limits = LIMITS) -> list[Event]:
     return events
 
 
+def merged(events: list[Event]) -> list[Event]:
+    """The events with the parts of each body put together."""
+    found: list[Event] = []
+    for event in events:
+        if isinstance(event, Part) and found and isinstance(found[-1], Part):
+            found[-1] = Part(found[-1].data + event.data)
+        else:
+            found.append(event)
+    return found
+
+
 def outcome(wire: bytes, limits: Limits = LIMITS) -> list[Event]:
     """The events, which must be the same however the bytes are split."""
-    whole = events_of(wire, len(wire), limits)
+    whole = merged(events_of(wire, len(wire), limits))
     for step in (1, 2, 3, 7):
-        assert events_of(wire, step, limits) == whole, f"differs in steps of {step}"
+        assert merged(events_of(wire, step, limits)) == whole, f"differs in steps of {step}"
     return whole
 
 
@@ -332,6 +343,81 @@ def test_too_many_chunks_are_refused() -> None:
     events = events_of(wire, 4096, limits)
     assert [type(event) for event in events] == [Malformed]
     assert events == events_of(wire, len(wire), limits)
+
+
+STREAMED = Limits(body_bytes=1000, whole_bytes=10)
+
+
+def test_a_sized_body_too_large_to_collect_follows_in_parts() -> None:
+    wire = post(b"Content-Length: 11", body=b"hello world") + get(HOST[:-2])
+    received, part, end, after = outcome(wire, STREAMED)
+    assert isinstance(received, Received) and received.streamed
+    assert (received.request.length, received.request.body) == (11, b"")
+    assert (part, end) == (Part(b"hello world"), End())
+    assert isinstance(after, Received) and not after.streamed and after.request.length is None
+
+
+def test_a_chunked_body_that_grows_too_large_follows_in_parts() -> None:
+    wire = chunked(b"5\r\nhello\r\n5\r\n worl\r\n1\r\nd\r\n0\r\n\r\n") + get(HOST[:-2])
+    received, part, end, after = outcome(wire, STREAMED)
+    assert isinstance(received, Received) and received.streamed and received.request.length is None
+    assert (part, end) == (Part(b"hello world"), End())
+    assert isinstance(after, Received) and not after.streamed
+
+
+def test_bodies_of_just_the_size_are_collected() -> None:
+    for wire in (post(b"Content-Length: 10", body=b"hello worl"), chunked(b"a\r\nhello worl\r\n0\r\n\r\n")):
+        received = only_request(wire, STREAMED)
+        assert (received.streamed, received.request.body) == (False, b"hello worl")
+
+
+def test_a_large_body_is_announced_by_its_head_alone() -> None:
+    (received,) = outcome(post(b"Content-Length: 11"), STREAMED)
+    assert isinstance(received, Received) and received.streamed
+    first, received = outcome(post(b"Content-Length: 11", b"Expect: 100-continue"), STREAMED)
+    assert first == Continue() and isinstance(received, Received) and received.streamed
+    (received,) = outcome(chunked(b"b\r\n"), STREAMED)
+    assert isinstance(received, Received) and received.streamed
+
+
+@pytest.mark.parametrize(
+    ("rest", "expected"),
+    [
+        (b"b\r\nhello worldX", 400),
+        (b"b\r\nhello world\r\n1;e\r\n", 400),
+        (b"b\r\nhello world\r\n0\r\nTrailer: a\r\n\r\n", 400),
+        (b"b\r\nhello world\r\n3de\r\n", 413),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_told_after_its_parts(rest: bytes, expected: int) -> None:
+    received, part, bad = outcome(chunked(rest) + get(HOST[:-2]), STREAMED)
+    assert isinstance(received, Received) and received.streamed
+    assert part == Part(b"hello world")
+    assert isinstance(bad, Malformed) and bad.status == expected
+
+
+def test_large_bodies_may_come_in_more_chunks() -> None:
+    limits = Limits(body_bytes=1_000_000)
+    for count, last in ((15_625, End), (15_626, Malformed)):  # one to 64 bytes, the last chunk included
+        wire = chunked(b"2\r\nab\r\n" * (count - 1) + b"0\r\n\r\n")
+        assert isinstance(events_of(wire, len(wire), limits)[-1], last)
+
+
+def test_the_phase_of_a_body_in_parts() -> None:
+    connection = Connection(Heads(STREAMED))
+    connection.feed(post(b"Content-Length: 20", body=b"hello"))
+    assert [type(event) for event in pulled(connection)] == [Received, Part]
+    assert (connection.phase, connection.buffered) == (Phase.BODY, 0)
+    connection.feed(b"x" * 15 + b"G")
+    assert [type(event) for event in pulled(connection)] == [Part, End]
+    assert (connection.phase, connection.buffered) == (Phase.HEAD, 1)
+
+
+def test_what_is_collected_counts_as_buffered() -> None:
+    connection = Connection(Heads(LIMITS))
+    connection.feed(post(b"Content-Length: 20", body=b"hello"))
+    assert pulled(connection) == []
+    assert connection.buffered == 5
 
 
 @pytest.mark.parametrize(

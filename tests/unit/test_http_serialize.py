@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 
 from shim.core.exchange import Response
-from shim.http.serialize import error_response, render
+from shim.http.serialize import chunk, error_response, render
 
 PLAIN = ((b"content-type", b"text/plain"),)
 
@@ -39,6 +41,44 @@ def test_head_of_a_handler_without_the_body_tells_its_length() -> None:
     assert wire(told) == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
     odd = Response(200, ((b"content-length", b"-1"),))
     assert wire(odd, head=True) == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+
+
+def test_head_tells_no_length_that_only_the_backend_knows() -> None:
+    assert wire(Response(200, backend="nova"), head=True) == b"HTTP/1.1 200 OK\r\n\r\n"
+    assert wire(Response(200, length=7, backend="nova"), head=True).endswith(b"\r\ncontent-length: 7\r\n\r\n")
+    assert wire(Response(200, backend="nova")).endswith(b"\r\ncontent-length: 0\r\n\r\n")
+
+
+async def none() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+@pytest.mark.parametrize(
+    ("length", "head", "http10", "framing"),
+    [
+        (5, False, False, b"content-length: 5\r\n"),
+        (0, False, False, b"content-length: 0\r\n"),
+        (5, True, False, b"content-length: 5\r\n"),
+        (5, False, True, b"content-length: 5\r\n"),
+        (None, False, False, b"transfer-encoding: chunked\r\n"),
+        (None, True, False, b""),
+        (None, False, True, b""),
+    ],
+)
+def test_what_comes_before_parts(length: int | None, head: bool, http10: bool, framing: bytes) -> None:
+    lying = ((b"Content-Length", b"9"), (b"Transfer-Encoding", b"gzip"))
+    sent = wire(Response(200, lying, b"not sent", parts=none(), length=length), head=head, http10=http10)
+    assert sent == b"HTTP/1.1 200 OK\r\n" + framing + (b"connection: keep-alive\r\n" if http10 else b"") + b"\r\n"
+
+
+def test_a_length_below_none() -> None:
+    with pytest.raises(ValueError, match="below 0"):
+        wire(Response(200, parts=none(), length=-1))
+
+
+def test_chunks() -> None:
+    assert chunk(b"x" * 26) == b"1a\r\n" + b"x" * 26 + b"\r\n"
 
 
 @pytest.mark.parametrize("status", [204, 304])
