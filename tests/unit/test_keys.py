@@ -71,7 +71,7 @@ def test_private_whatever_the_umask(path: Path) -> None:
 
 
 def test_a_days_life(path: Path) -> None:
-    """Minute by minute: when keys come, sign and go. A token is good to its end, also where news comes a minute late."""
+    """Minute by minute: when keys come, sign and go. A token is good to its end, though news come late."""
     file = KeyFile(path, NOW)
     first = file.ring(NOW)[0]
     signed, rings = {}, {}
@@ -91,7 +91,7 @@ def test_a_days_life(path: Path) -> None:
         for later in (0, 1, 180, 359, 360):
             then = minute + later
             for ring in (rings[then], rings[max(0, then - 1)]):
-                assert verify(Keys(ring), CALLER, NOW + then * MINUTE, token)
+                assert verify(Keys(ring), CALLER, NOW + then * MINUTE - 1, token)
     assert KeyFile(path, now).ring(now) == rings[3 * 1440 - 1]
 
 
