@@ -33,11 +33,17 @@ class Haproxy(Foreground):
     """`file` is what it answers for /file: of at most 12 KiB, as it is read at the start into a buffer."""
 
     def __init__(
-        self, namespace: Namespace | None = None, name: str = "haproxy", *, unix: bool = False, file: bytes = b"file"
+        self,
+        namespace: Namespace | None = None,
+        name: str = "haproxy",
+        *,
+        host: str = LOOPBACK,
+        unix: bool = False,
+        file: bytes = b"file",
     ) -> None:
-        super().__init__(namespace, unix=unix)
+        super().__init__(namespace, host=host, unix=unix)
         (self.folder / "file").write_bytes(file)
-        bind = f"unix@{self.path} mode 666" if self.path else f"{LOOPBACK}:{self.port}"
+        bind = f"unix@{self.path} mode 666" if self.path else f"{self.host}:{self.port}"
         config = CONFIG.format(folder=self.folder, bind=bind, name=name, echo=ECHO)
         (self.folder / "haproxy.cfg").write_text(config)
 

@@ -49,12 +49,15 @@ class Nginx(Foreground):
     file `text`, compressed as it is sent (chunked); `/slow` the file `file`, at 20 KiB/s.
     """
 
-    def __init__(self, namespace: Namespace | None = None, name: str = "nginx", *, unix: bool = False) -> None:
-        super().__init__(namespace, unix=unix)
+    def __init__(
+        self, namespace: Namespace | None = None, name: str = "nginx", *, host: str = LOOPBACK, unix: bool = False
+    ) -> None:
+        super().__init__(namespace, host=host, unix=unix)
+        self.name = name
         self.www = self.folder / "www"
         self.www.mkdir()
         temporary = " ".join(f"{kind}_temp_path {self.folder}/{kind};" for kind in TEMPORARY)
-        listen = f"unix:{self.path}" if self.path else f"{LOOPBACK}:{self.port}"
+        listen = f"unix:{self.path}" if self.path else self.url.removeprefix("http://")
         config = CONFIG.format(folder=self.folder, temporary=temporary, listen=listen, name=name)
         (self.folder / "nginx.conf").write_text(config)
 

@@ -33,41 +33,54 @@ def inside(namespace: Namespace | None) -> contextlib.AbstractContextManager[Non
     return contextlib.nullcontext() if namespace is None else namespace.enter()
 
 
-def free_port(namespace: Namespace | None, host: str = LOOPBACK) -> int:
-    """A TCP port that nobody listens on."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with inside(namespace), socket.socket(family) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+def family(path: Path | None, host: str) -> socket.AddressFamily:
+    """Of a Unix socket, or of an IP address."""
+    if path:
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def dial(namespace: Namespace | None, path: Path | None, port: int, timeout: float) -> socket.socket:
-    """A connection to a Unix socket, or to a port of the loopback, within a namespace. OSError."""
+def url(path: Path | None, host: str, port: int) -> str:
+    """An address as metashim's settings have it."""
+    if path:
+        return f"unix:{path}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def dial(namespace: Namespace | None, path: Path | None, host: str, port: int, timeout: float) -> socket.socket:
+    """A connection to a Unix socket, or to a TCP port, within a namespace. OSError."""
     with inside(namespace):
-        sock = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
+        sock = socket.socket(family(path, host))
     sock.settimeout(timeout)
     try:
-        sock.connect(str(path) if path else (LOOPBACK, port))
+        sock.connect(str(path) if path else (host, port))
     except BaseException:
         sock.close()
         raise
     return sock
 
 
+def free_port(namespace: Namespace | None, host: str = LOOPBACK) -> int:
+    """A TCP port that nobody listens on."""
+    with inside(namespace), socket.socket(family(None, host)) as sock:
+        sock.bind((host, 0))
+        return int(sock.getsockname()[1])
+
+
 class Foreground:
     """See above. A subclass writes its settings into `folder` and says the `argv` that serves there.
 
-    With `unix` it listens on a socket in its folder, else on `port` of the loopback.
+    With `unix` it listens on a socket in its folder, else on `port` of `host`, a loopback address.
     """
 
     start_seconds = 5.0
 
-    def __init__(self, namespace: Namespace | None = None, *, unix: bool = False) -> None:
-        self.namespace = namespace
+    def __init__(self, namespace: Namespace | None = None, *, host: str = LOOPBACK, unix: bool = False) -> None:
+        self.namespace, self.host = namespace, host
         self.folder = Path(tempfile.mkdtemp(prefix="backend-"))
         self.folder.chmod(0o755)
         self.path = self.folder / "sock" if unix else None
-        self.port = 0 if unix else free_port(namespace)
+        self.port = 0 if unix else free_port(namespace, host)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -78,11 +91,11 @@ class Foreground:
     @property
     def url(self) -> str:
         """Where it listens, as metashim's settings have it."""
-        return f"unix:{self.path}" if self.path else f"http://{LOOPBACK}:{self.port}"
+        return url(self.path, self.host, self.port)
 
     def connect(self, timeout: float = 3.0) -> socket.socket:
         """A connection to it from where it is. OSError."""
-        return dial(self.namespace, self.path, self.port, timeout)
+        return dial(self.namespace, self.path, self.host, self.port, timeout)
 
     def start(self) -> None:
         """Begin to serve; it accepts connections when this returns. AssertionError with what it wrote."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from tests.backends.process import LOOPBACK, dial, inside
+from tests.backends.process import LOOPBACK, dial, family, inside, url
 from tests.lab import Namespace
 
 SO_LINGER_RESET = struct.pack("ii", 1, 0)
@@ -186,10 +186,10 @@ def freezes(data: bytes = b"") -> Script:
 
 
 class Raw:
-    """See above. It listens on the loopback or, with `unix`, on a socket in a folder of its own."""
+    """See above. It listens on a loopback address or, with `unix`, on a socket in a folder of its own."""
 
-    def __init__(self, namespace: Namespace | None = None, *, unix: bool = False) -> None:
-        self.namespace = namespace
+    def __init__(self, namespace: Namespace | None = None, *, host: str = LOOPBACK, unix: bool = False) -> None:
+        self.namespace, self.host = namespace, host
         self.connections: list[Connection] = []
         self._scripts: dict[str, Script] = {}
         self._heard: list[Heard] = []
@@ -199,9 +199,9 @@ class Raw:
         Path(self._folder.name).chmod(0o755)
         self.path = Path(self._folder.name, "sock") if unix else None
         with inside(namespace):
-            self._listener = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+            self._listener = socket.socket(family(self.path, host))
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(str(self.path) if self.path else (LOOPBACK, 0))
+        self._listener.bind(str(self.path) if self.path else (host, 0))
         if self.path:
             self.path.chmod(0o666)
         self._listener.listen(1024)
@@ -210,11 +210,11 @@ class Raw:
     @property
     def url(self) -> str:
         """Where it listens, as metashim's settings have it."""
-        return f"unix:{self.path}" if self.path else f"http://{LOOPBACK}:{self.port}"
+        return url(self.path, self.host, self.port)
 
     def connect(self, timeout: float = 3.0) -> socket.socket:
         """A connection to it from where it is."""
-        return dial(self.namespace, self.path, self.port, timeout)
+        return dial(self.namespace, self.path, self.host, self.port, timeout)
 
     def play(self, path: str, script: Script) -> None:
         """From now on, what is asked for this path (the target up to `?`) gets this script."""

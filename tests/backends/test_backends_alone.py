@@ -5,21 +5,22 @@ from __future__ import annotations
 import http.client
 import time
 import zlib
+from typing import Any
 
 import pytest
 
 from tests.backends.haproxy import Haproxy
 from tests.backends.nginx import Nginx
-from tests.backends.process import Foreground
+from tests.backends.process import Foreground, dial
 from tests.backends.raw import Raw, freezes, hangs_up, message, resets, says
 from tests.backends.visit import Reply, Visit, chunked, request
 
 IDENTITY = [("X-Metashim-Instance", "one"), ("X-Metashim-Project", "p")]
 
 
-@pytest.fixture(params=["port", "socket"])
-def unix(request: pytest.FixtureRequest) -> bool:
-    return request.param == "socket"
+@pytest.fixture(params=["IPv4", "IPv6", "Unix"])
+def where(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return {"unix": True} if request.param == "Unix" else {"host": "::1" if request.param == "IPv6" else "127.0.0.1"}
 
 
 def ask(server: Foreground, path: str, headers: list[tuple[str, str]] | None = None) -> Reply:
@@ -28,8 +29,8 @@ def ask(server: Foreground, path: str, headers: list[tuple[str, str]] | None = N
 
 
 class TestNginx:
-    def test_answers(self, unix):
-        with Nginx(name="n1", unix=unix) as nginx:
+    def test_answers(self, where):
+        with Nginx(name="n1", **where) as nginx:
             (nginx.www / "text").write_bytes(b"abc" * 1000)
             assert ask(nginx, "/name").text == "n1"
             assert ask(nginx, "/who?x=1", IDENTITY).text == "one p GET /who?x=1"
@@ -38,8 +39,8 @@ class TestNginx:
             assert zipped.header("Transfer-Encoding") == "chunked"
             assert zlib.decompress(zipped.body, 31) == b"abc" * 1000
 
-    def test_stops_and_starts_again(self, unix):
-        with Nginx(unix=unix) as nginx:
+    def test_stops_and_starts_again(self, where):
+        with Nginx(**where) as nginx:
             nginx.stop()
             with pytest.raises(OSError):
                 nginx.connect()
@@ -54,8 +55,8 @@ class TestNginx:
 
 
 class TestHaproxy:
-    def test_answers(self, unix):
-        with Haproxy(name="h1", unix=unix, file=b"\xff\x00" * 5000) as haproxy:
+    def test_answers(self, where):
+        with Haproxy(name="h1", **where, file=b"\xff\x00" * 5000) as haproxy:
             assert ask(haproxy, "/name").text == "h1"
             assert ask(haproxy, "/who?x=1", IDENTITY).text == "one p GET /who?x=1"
             assert ask(haproxy, "/file").body == b"\xff\x00" * 5000
@@ -63,8 +64,8 @@ class TestHaproxy:
 
 
 class TestRaw:
-    def test_hears_every_byte(self):
-        with Raw() as raw, Visit(raw.connect()) as visit:
+    def test_hears_every_byte(self, where):
+        with Raw(**where) as raw, Visit(raw.connect()) as visit:
             raw.play("/x", says(message(b"yes", 201)))
             plain = request("/x?q", "POST", [("X-A", "1"), ("X-A", "2")], b"body")
             pieces = chunked("/x", "PUT", [b"bo", b"dy"])
@@ -101,3 +102,13 @@ class TestRaw:
             assert visit.ask("/x").body == b"x" * 10
             assert time.monotonic() - began >= 0.2
             assert visit.ask("/other").body == b"raw"
+
+
+class TestInANamespace:
+    @pytest.mark.parametrize("kind", [Nginx, Haproxy, Raw])
+    def test_is_reached_from_within_alone(self, lab, kind):
+        with kind(lab.host) as server:
+            assert ask(server, "/").status == 200
+            with pytest.raises(OSError), dial(None, None, server.host, server.port, 1.0):
+                pass
+        assert lab.host.pids() == []

@@ -63,10 +63,11 @@ class Nova(Foreground):
         secret: str = SECRET,
         *,
         namespace: Namespace | None = None,
+        host: str = LOOPBACK,
         unix: bool = False,
     ) -> None:
         require_nova()
-        super().__init__(namespace, unix=unix)
+        super().__init__(namespace, host=host, unix=unix)
         self.secret_file = self.folder / "secret"
         self.secret_file.write_text(f"{secret}\n")
         self.secret_file.chmod(0o600)
@@ -74,6 +75,6 @@ class Nova(Foreground):
 
     @property
     def argv(self) -> Sequence[str]:
-        where = ["--unix", str(self.path)] if self.path else ["--host", LOOPBACK, "--port", str(self.port)]
+        where = ["--unix", str(self.path)] if self.path else ["--host", self.host, "--port", str(self.port)]
         files = ["--instances", str(self.folder / "instances.json"), "--secret-file", str(self.secret_file)]
         return [str(VENV / "bin/python"), str(Path(__file__).with_name("server.py")), *files, *where]
