@@ -1,0 +1,240 @@
+"""What the agent does for operators, over the shipped fake datapath and a real store: order, refusals, what is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import UUID
+
+import pytest
+
+from shim import feed
+from shim.config import Config, parse
+from shim.control.operations import PolicyChange
+from shim.core.policy import Access, Policy, Tokens
+from shim.core.port import Port, Slots
+from shim.datapath import abi
+from shim.datapath.fake import Fake
+from shim.enrolment import Enrolment
+from shim.errors import InputError, KernelError
+from shim.identity.alias import Alias
+from shim.identity.resolve import Resolver
+from shim.journal import Journal
+from shim.keys import Ring
+from shim.metadata.store import Store
+from shim.netlink.links import Link
+from shim.operations import AgentOperations, feed_entry
+from shim.signing import Signing
+from shim.usage import Ledger
+
+ONE, TWO = UUID(int=1), UUID(int=2)
+SETTINGS = abi.pack_settings(["169.254.169.254"], [80], rate=50, burst=200, event_rate=10, flows_per_port=8)
+NOVA = b'[nova]\naddresses = ["http://127.0.0.1:8775"]\nsecret_file = "/etc/metashim/nova.secret"\n'
+
+
+@dataclass
+class Workers:
+    """What workers would be told, in order."""
+
+    ledger: Ledger
+    told: list[tuple[str, object]] = field(default_factory=list)
+    all: tuple[()] = ()
+
+    def put(self, entry: feed.Entry) -> int:
+        self.told.append(("put", entry.tokens))
+        return len(self.told)
+
+    def keys(self, ring: Ring) -> int:
+        self.told.append(("keys", ring))
+        return len(self.told)
+
+    async def settled(self, number: int) -> None:
+        self.told.append(("settled", number))
+
+
+class Sick(Fake):
+    """A fake whose kernel may refuse a policy."""
+
+    refuses: Callable[[Policy], bool] = staticmethod(lambda policy: False)
+
+    async def ensure(self, port: Port) -> None:
+        if self.refuses(port.policy):
+            raise KernelError(f"cannot write the policy of {port.tap}")
+        await super().ensure(port)
+
+
+class Host:
+    """ONE on tap1, of project p, with operations over it."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.store = Store(folder / "m.db")
+        self.workers = Workers(Ledger(1, lambda slot, generation: ONE, {"nova": config.nova.addresses}))
+        self.datapath = Sick(SETTINGS, lambda: 0)
+        self.policies = self.store.policies()
+        self.journal = Journal(lambda: 0.0)
+        links = {1: Link(1, "tap1", f"metashim:{ONE}/p")}
+        resolver = Resolver([Alias()])
+        self.enrolment = Enrolment(
+            self.datapath, Slots(8), resolver, links, ("tap*",), lambda i: self.operations.policy_of(i),
+            lambda port, here: None, lambda: 0.0,
+        )  # fmt: skip
+        signing = Signing(folder / "token.keys", lambda: 1e9, self.workers.keys)
+        kernel = SimpleNamespace(datapath=self.datapath, fallback="")
+        self.operations = AgentOperations(
+            config, self.store, kernel, self.enrolment, resolver, self.workers, self.journal, self.policies,
+            Policy(), signing, list,
+        )  # type: ignore[arg-type]  # fmt: skip
+
+
+@pytest.fixture
+def tell(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Tells a story of a host with this configuration."""
+    hosts = []
+
+    def told(story: Callable[[Host], Awaitable[None]], config: bytes = NOVA) -> None:
+        async def whole() -> None:
+            await hosts[-1].enrolment.settle()
+            await story(hosts[-1])
+
+        hosts.append(Host(tmp_path, parse(config, "m.toml")))
+        asyncio.run(whole())
+
+    yield told
+    for host in hosts:
+        host.store.close()
+
+
+Tell = Callable[..., None]
+REQUIRED = PolicyChange(tokens=Tokens.REQUIRED)
+
+
+def test_workers_are_told_all_of_a_port(tell: Tell) -> None:
+    async def story(host: Host) -> None:
+        await host.operations.set_policy(ONE, PolicyChange(tokens=Tokens.OFF, routes=(("/", "nova"),)))
+        entry = feed_entry(host.enrolment.ports[1])
+        assert entry == feed.Entry(1, 1, ONE, "open", "open", "off", (("/", "nova"),), "p", "")
+        assert feed.read_from_agent(feed.encode(feed.Put(3, entry))) == feed.Put(3, entry)
+
+    tell(story)
+
+
+def test_required_before_it_is_kept_and_let_go_after(tell: Tell, tmp_path: Path) -> None:
+    async def story(host: Host) -> None:
+        kept: list[tuple[str, object]] = []
+        put = host.store.put_policy
+        host.store.put_policy = lambda i, p: (kept.append(("kept", p.tokens)), put(i, p))[1]  # type: ignore[method-assign]
+        host.workers.told = kept
+        view = await host.operations.set_policy(ONE, REQUIRED)
+        assert (view.tokens, view.own_tokens, view.own_routes) == ("required", True, False)
+        # The commit follows the first "settled": nothing is kept that is not in force.
+        assert [told for told in kept if told[0] != "settled"] == [
+            ("kept", Tokens.REQUIRED), ("put", "required"), ("put", "required")
+        ]  # fmt: skip
+        kept.clear()
+        await host.operations.set_policy(ONE, PolicyChange(tokens=None))
+        assert [told for told in kept if told[0] != "settled"] == [("kept", None), ("put", "required"), ("put", None)]
+        assert kept[-1][0] == "settled", "a verb returns when every worker does as told"
+
+    tell(story)
+
+
+def test_what_the_kernel_refuses_is_taken_back(tell: Tell) -> None:
+    async def story(host: Host) -> None:
+        await host.operations.set_policy(ONE, REQUIRED)
+        host.datapath.refuses = lambda policy: policy.v4 is Access.DROP
+        with pytest.raises(KernelError):
+            await host.operations.set_policy(ONE, PolicyChange(Access.DROP, tokens=None))
+        assert host.policies[ONE] == Policy(tokens=Tokens.REQUIRED) == host.store.policies()[ONE]
+        assert host.workers.told[-2] == ("put", "required")
+
+    tell(story)
+
+
+def test_a_policy_is_kept_whole_over_a_restart(tell: Tell) -> None:
+    change = PolicyChange(tokens=Tokens.OPTIONAL, routes=(("/", "nova"), ("/latest", "embedded")))
+
+    async def story(host: Host) -> None:
+        await host.operations.set_policy(ONE, change)
+        await host.operations.set_policy(ONE, PolicyChange(Access.FORBID, hop_limit=3))
+        (event,) = (await host.journal.after(1, 0)).events
+        assert event.text == (
+            "IPv4 403, IPv6 403, hop limit 3, tokens optional, routes / nova, /latest embedded"
+        )
+
+    async def again(host: Host) -> None:
+        view = await host.operations.policy(ONE)
+        assert (view.v4, view.hop_limit, view.tokens) == ("403", 3, "optional")
+        assert view.routes == {"/": "nova", "/latest": "embedded"}
+
+    tell(story)
+    tell(again)
+
+
+def test_a_backend_that_is_not_set_up_is_not_routed_to(tell: Tell) -> None:
+    async def story(host: Host) -> None:
+        with pytest.raises(InputError, match="the backend http is not set up") as caught:
+            await host.operations.set_policy(ONE, PolicyChange(Access.DROP, routes=(("/", "embedded"), ("/a", "http"))))
+        assert "http.addresses" in caught.value.hint
+        assert host.policies == {} == host.store.policies()
+        assert host.operations.misrouted() == []
+
+    tell(story)
+
+
+def test_routes_to_a_backend_that_was_taken_away_are_an_ailment(tell: Tell) -> None:
+    async def story(host: Host) -> None:
+        await host.operations.set_policy(ONE, PolicyChange(routes=(("/", "nova"),)))
+
+    async def without(host: Host) -> None:
+        (ailment,) = host.operations.misrouted()
+        assert str(ONE) in ailment.what and "nova" in ailment.what and "--default" in ailment.hint
+        await host.operations.set_policy(ONE, PolicyChange(Access.RESET))
+        await host.operations.set_policy(ONE, PolicyChange(routes=None))
+        assert host.operations.misrouted() == []
+
+    tell(story)
+    tell(without, b"")
+
+
+def test_the_host_s_own_are_shown_where_an_instance_has_none(tell: Tell) -> None:
+    async def story(host: Host) -> None:
+        view = await host.operations.policy(ONE)
+        assert (view.own, view.tokens, view.own_tokens) == (False, "required", False)
+        assert (view.routes, view.own_routes) == ({"/": "nova"}, False)
+        status = await host.operations.status()
+        assert (status.tokens, status.routes) == ("required", {"/": "nova"})
+
+    tell(story, NOVA + b'[tokens]\nmode = "required"\n[forward]\nroutes = {"/" = "nova"}\n')
+
+
+def test_who_asks_without_tokens(tell: Tell) -> None:
+    async def story(host: Host) -> None:
+        await host.operations.set_policy(TWO, PolicyChange(tokens=Tokens.OFF))
+        counts = dict.fromkeys(feed.COUNTS, 0) | dict(zip(feed.TOKENS, (3, 2, 1), strict=True))
+        host.workers.ledger.hear(0, feed.Usage([(1, 1, tuple(counts.values()))]))
+        view = await host.operations.tokens()
+        assert view.mode == "optional"
+        assert [(i.instance, i.mode, i.own) for i in view.instances] == [(ONE, "optional", False), (TWO, "off", True)]
+        one, two = view.instances
+        assert (one.with_token, one.without_token, one.token_refused) == (3, 2, 1)
+        assert (two.with_token, two.without_token, two.token_refused) == (0, 0, 0)
+
+    tell(story)
+
+
+def test_keys_are_changed_when_every_worker_knows(tell: Tell) -> None:
+    async def story(host: Host) -> None:
+        view = await host.operations.rotate_keys(drop=False)
+        assert (view.keys, view.begins_seconds) == (2, 60.0)
+        view = await host.operations.rotate_keys(drop=True)
+        assert (view.keys, view.begins_seconds) == (1, 0.0)
+        assert [what for what, _ in host.workers.told] == ["keys", "settled"] * 2
+        (_, rings), (_, number) = host.workers.told[2:]
+        assert isinstance(rings, tuple) and len(rings) == 1 and number == 3
+        texts = [event.text for event in (await host.journal.after(0, 0)).events]
+        assert texts == ["session tokens: a new key", "session tokens: a new key, and no other holds any more"]
+
+    tell(story)
