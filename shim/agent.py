@@ -26,6 +26,7 @@ from shim import log as logs
 from shim.config import Config
 from shim.control.api import MAX_BODY, Api
 from shim.control.shapes import Ailment
+from shim.core.address import parse_address
 from shim.core.exchange import Request
 from shim.core.policy import Policy
 from shim.core.port import Port, Slots
@@ -33,7 +34,7 @@ from shim.core.verdict import Event
 from shim.enrolment import Enrolment
 from shim.errors import ConflictError, KernelError
 from shim.feed import Entry, Task
-from shim.host import control_group, default_policy, notify, proxy_user, tables_of
+from shim.host import control_group, default_policy, notify, proxy_user, tables_of, unix_socket
 from shim.http.limits import Limits
 from shim.http.server import Server
 from shim.identity.alias import Alias
@@ -119,6 +120,8 @@ class Agent:
     def __init__(self, config: Config, route: AsyncIPRoute) -> None:
         self._config = config
         self._control: Server[str] | None = None
+        self._metrics: Server[str] | None = None
+        self._metrics_trouble = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._uid, self._gid = proxy_user(config)
         self._journal = Journal(time.time)
@@ -180,6 +183,7 @@ class Agent:
         self._tasks.append(asyncio.ensure_future(self._signing.run()))
         await self._workers.start()
         await self._serve_operators()
+        await self._serve_metrics()
         self._journal.note("agent", "started")
         log.info("ready: %d ports guarded by %s", len(self._enrolment.ports), self._kernel.datapath.name)
         gc.collect()
@@ -203,6 +207,7 @@ class Agent:
             await self._workers.stop(FINISH_SECONDS)
         if self._control is not None:
             await self._control.drain(1.0)
+        await self._end_metrics()
         self._config.control_socket.unlink(missing_ok=True)
         self._config.feed_socket.unlink(missing_ok=True)
         self._store.close()
@@ -295,20 +300,32 @@ class Agent:
         def handle(caller: str, request: Request) -> object:
             return api.handle(request)
 
-        path = self._config.control_socket
-        path.unlink(missing_ok=True)
         self._control = Server[str](
             handle, CONTROL_LIMITS, lambda peer, own: "operator", limit_key=lambda caller: caller  # type: ignore[arg-type]
         )
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)
+        await self._control.serve([unix_socket(self._config.control_socket, control_group(self._config))])
+
+    async def _serve_metrics(self) -> None:
+        if not self._config.metrics.listen:
+            return
+        from shim import metrics  # 5 MB resident
+
+        address = parse_address(self._config.metrics.listen)
+        found = metrics.Metrics(
+            self._kernel.datapath, self._enrolment, self._workers, self._journal, self._ailments,
+            instances=self._config.metrics.instances,
+        )  # fmt: skip
         try:
-            sock.bind(str(path))
-        finally:
-            os.umask(before)
-        os.chown(path, 0, control_group(self._config))
-        path.chmod(0o660)
-        await self._control.serve([sock])
+            self._metrics = await metrics.serve(found, address, control_group(self._config))
+        except OSError as error:
+            self._metrics_trouble = f"nothing can be served at {address.text}: {error.strerror}"
+            log.error("metrics: %s", self._metrics_trouble)
+
+    async def _end_metrics(self) -> None:
+        if self._metrics is not None:
+            await self._metrics.drain(0.2)
+            if path := parse_address(self._config.metrics.listen).path:
+                Path(path).unlink(missing_ok=True)
 
     def _ailments(self) -> list[Ailment]:
         found = self._kernel.ailments()
@@ -318,6 +335,9 @@ class Agent:
         if trouble := self._signing.trouble:
             found.append(Ailment("tokens", str(trouble), trouble.hint))
         found += self._operations.misrouted()
+        found += self._operations.down()
+        if self._metrics_trouble:
+            found.append(Ailment("metrics", self._metrics_trouble, "free it, then start the agent again"))
         found += [
             Ailment("tap", str(error), error.hint or "nothing passes there; see the log")
             for error in self._enrolment.failures.values()

@@ -142,6 +142,24 @@ def control_group(config: Config) -> int:
         raise ConfigError(f"control.group: there is no group {config.control.group}", "groupadd it") from None
 
 
+def unix_socket(path: Path, gid: int) -> socket.socket:
+    """A socket bound to `path` that root and a group may connect to. Raises OSError; what is no socket stays there."""
+    if path.is_socket():
+        path.unlink()  # of an earlier run
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+        os.chown(path, 0, gid)
+        path.chmod(0o660)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    return sock
+
+
 def mount_bpffs(path: Path) -> None:
     """Mounts the BPF file system where it is not; any tool of the field would."""
     mounts = Path("/proc/mounts").read_text().splitlines()

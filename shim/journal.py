@@ -20,6 +20,8 @@ class Journal:
         self._events: deque[EventView] = deque(maxlen=KEPT)
         self._last = 0
         self._news = asyncio.Event()
+        self.missed = 0
+        """Events that were gone before those who follow them asked."""
 
     def note(
         self, kind: str, text: str, *, tap: str = "", netns: str = "", instance: UUID | None = None, reason: str = ""
@@ -41,4 +43,5 @@ class Journal:
                 pass
         found = [event for event in self._events if event.seq > seq]
         missed = found[0].seq - seq - 1 if found else 0
+        self.missed += missed if seq else 0
         return EventsView(found, self._last, missed)

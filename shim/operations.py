@@ -95,6 +95,10 @@ class AgentOperations:
             ailments=self._ailments(),
             tokens=self._config.tokens.mode,
             routes=dict(self._config.forward.routes),
+            backends=[
+                shapes.BackendView(one.backend, one.address, one.healthy, one.why)
+                for one in self._workers.ledger.backends()
+            ],
         )
 
     async def ports(self) -> list[shapes.PortView]:
@@ -113,7 +117,7 @@ class AgentOperations:
             generation=port.generation,
             instance=port.instance,
             source=resolution.source,
-            state="failed" if error else _state(port),
+            state="failed" if error else state_of(port),
             v4=port.policy.v4.value,
             v6=port.policy.v6.value,
             conflict=resolution.conflict,
@@ -195,6 +199,19 @@ class AgentOperations:
         """Backends that routes lead to although no address of them is configured."""
         known = {EMBEDDED} | {name for name in FORWARDED if getattr(self._config, name).addresses}
         return sorted({backend for _, backend in routes or ()} - known)
+
+    def down(self) -> list[shapes.Ailment]:
+        """Addresses that are down, and backends of which all are."""
+        addresses = self._workers.ledger.backends()
+        up = {one.backend for one in addresses if one.healthy}
+        lost = dict.fromkeys(one.backend for one in addresses if one.backend not in up)
+        again = "it is asked again twice a second"
+        gone = "no address of it is up: guests get 503"
+        return [
+            shapes.Ailment(f"backend {one.backend}", f"{one.address} is down: {one.why}", again)
+            for one in addresses
+            if not one.healthy
+        ] + [shapes.Ailment(f"backend {name}", gone, "what is said of each address tells why") for name in lost]
 
     def misrouted(self) -> list[shapes.Ailment]:
         """Instances whose own routes lead to backends that were taken out of the configuration since."""
@@ -312,7 +329,8 @@ def _own_namespace(netns: str) -> None:
         )
 
 
-def _state(port: Port) -> str:
+def state_of(port: Port) -> str:
+    """A port's state, one of shapes.STATES, unless it failed."""
     if port.instance is None:
         return "no-identity"
     closed = port.policy.v4 is not Access.OPEN and port.policy.v6 is not Access.OPEN

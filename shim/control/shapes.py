@@ -31,11 +31,14 @@ class PolicyView(msgspec.Struct, frozen=True):
     own_routes: bool = False
 
 
+STATES = ("serving", "refused", "no-identity", "failed")
+
+
 class PortView(msgspec.Struct, frozen=True):
     """One guarded tap. `instance` is None where no source knows one: such a port is refused.
 
-    `source` says who named the instance, `conflict` who disagrees. `state` is one of serving, refused
-    (by policy), no-identity, and failed (`error` says why; nothing passes).
+    `source` says who named the instance, `conflict` who disagrees. `state` is one of STATES: refused (by policy),
+    failed (`error` says why; nothing passes).
     """
 
     tap: str
@@ -183,6 +186,15 @@ class WorkerView(msgspec.Struct, frozen=True):
     restarts: int
 
 
+class BackendView(msgspec.Struct, frozen=True):
+    """One address of a backend that requests are forwarded to. `why` says why it is not healthy."""
+
+    name: str
+    address: str
+    healthy: bool
+    why: str = ""
+
+
 class StatusView(msgspec.Struct, frozen=True):
     """GET /v1/status. `ailments` is empty when all is well; `states` counts ports by their state.
 
@@ -204,6 +216,7 @@ class StatusView(msgspec.Struct, frozen=True):
     lacks: list[str] = []
     tokens: str = "optional"
     routes: dict[str, str] = {}
+    backends: list[BackendView] = []
 
 
 class Problem(msgspec.Struct, frozen=True):

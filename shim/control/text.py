@@ -122,10 +122,17 @@ def status(view: shapes.StatusView) -> None:
             ("tokens", view.tokens),
             *_routes(view.routes),
             ("proxy", proxy),
+            *_backends(view.backends),
             ("health", "well" if not ailments else f"{len(ailments)} not well"),
             *(("", line) for what, hint in ailments for line in (f"- {what}", f"  {hint}") if line.strip()),
         ]
     )
+
+
+def _backends(views: list[shapes.BackendView]) -> list[tuple[str, str]]:
+    """A fact an address."""
+    shown = [f"{one.name} {one.address} {'up' if one.healthy else f'down: {one.why}'}" for one in views]
+    return [("backends" if not number else "", text) for number, text in enumerate(shown)]
 
 
 def listing(ports: list[shapes.PortView], instances: list[shapes.InstanceSummary]) -> None:

@@ -1,0 +1,374 @@
+"""What Prometheus reads of the agent: GET /metrics, on a loopback address or a Unix socket.
+
+Theory of operation. A scrape first gathers what is counted, then writes it out family by family. With ten thousand
+ports either takes longer than an operator may wait for a `disable`, so both are done in slices of half a millisecond,
+between which the agent's loop does what else there is. Packets are counted by the kernel per port, and forgotten with
+the port: what they grew by between two scrapes is summed here, so that no series goes down when a port goes.
+
+This file alone imports prometheus_client (5 MB resident), so it is imported only where metrics are served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from shim import __version__, feed
+from shim.control.shapes import STATES
+from shim.core.address import Address
+from shim.core.exchange import Request, Response
+from shim.core.port import Port
+from shim.core.verdict import Verdict
+from shim.datapath.base import Datapath
+from shim.enrolment import Enrolment
+from shim.host import unix_socket
+from shim.http.limits import Limits
+from shim.http.server import Server
+from shim.journal import Journal
+from shim.operations import state_of
+from shim.usage import Totals, Usage
+from shim.workers import Workers
+
+PATH = b"/metrics"
+SLICE_SECONDS = 0.0005
+READING_SECONDS = 1.0
+"""For reading the counters of ports in one scrape. Those that are not reached are the first of the next one: their
+packets come late, as 10,000 ports of nftables would take longer than a scrape may."""
+SAMPLES = 64  # written in one go: about half a millisecond
+LIMITS = Limits(body_bytes=0, idle_seconds=120, connections_per_instance=16, connections=16)
+PROXY = "proxy"
+"""How the backend is called in requests that the proxy answered itself."""
+
+Encode = Callable[[Collector], bytes]
+Rows = Iterable[tuple[list[str], Any]]
+"""Of one metric: values of its labels, and what they come to."""
+
+FAMILIES: dict[str, tuple[type[Metric], tuple[str, ...], str]] = {
+    "metashim_build_info": (InfoMetricFamily, ("version", "datapath"), "Always 1."),
+    "metashim_ailments": (GaugeMetricFamily, (), "What `metashim status` says is not well."),
+    "metashim_ports": (GaugeMetricFamily, ("state",), "Guarded taps."),
+    "metashim_instances": (GaugeMetricFamily, (), "Instances that have a port."),
+    "metashim_workers": (GaugeMetricFamily, (), "Workers that there are to be."),
+    "metashim_workers_up": (GaugeMetricFamily, (), "Workers that run and follow the agent."),
+    "metashim_worker_restarts_total": (CounterMetricFamily, (), "Workers that ended unasked."),
+    "metashim_connections": (GaugeMetricFamily, (), "Guests' connections that are open."),
+    "metashim_connections_accepted_total": (CounterMetricFamily, (), "Guests' connections."),
+    "metashim_connections_turned_away_total": (CounterMetricFamily, (), "Of these, how many were over a limit."),
+    "metashim_requests_total": (
+        CounterMetricFamily, ("backend", "code"),
+        "Requests by class of status; the backend is `proxy` where the proxy answered itself.",
+    ),
+    "metashim_request_duration_seconds": (
+        HistogramMetricFamily, ("backend",), "From a whole request to its answer's being written.",
+    ),
+    "metashim_response_bytes_total": (CounterMetricFamily, (), "Bytes of bodies sent to guests."),
+    "metashim_malformed_requests_total": (CounterMetricFamily, (), "What guests sent that was no request of HTTP."),
+    "metashim_rate_limited_requests_total": (CounterMetricFamily, (), "Requests that were answered 429."),
+    "metashim_token_requests_total": (
+        CounterMetricFamily, ("outcome",),
+        "Requests with a good session token, without any, and those refused for want of a good one.",
+    ),
+    "metashim_backend_up": (
+        GaugeMetricFamily, ("backend", "address"), "0 while any worker thinks that the address is down.",
+    ),
+    "metashim_packets_total": (
+        CounterMetricFamily, ("verdict",), "Packets of guests by counter or reason, as under Drop reasons.",
+    ),
+    "metashim_events_missed_total": (
+        CounterMetricFamily, (), "Events that were gone before those who follow them asked.",
+    ),
+    "metashim_instance_requests_total": (
+        CounterMetricFamily, ("instance", "project", "code"), "Requests by class of status.",
+    ),
+    "metashim_instance_response_bytes_total": (CounterMetricFamily, ("instance", "project"), "Bytes of bodies."),
+    "metashim_instance_tokenless_requests_total": (
+        CounterMetricFamily, ("instance", "project"), "Requests without a session token: who would break.",
+    ),
+    "metashim_instance_rate_limited_requests_total": (
+        CounterMetricFamily, ("instance", "project"), "Requests that were answered 429.",
+    ),
+    "metashim_instance_packets_total": (
+        CounterMetricFamily, ("instance", "project", "verdict"), "Packets by counter or reason.",
+    ),
+}  # fmt: skip
+"""Every metric: its kind, its labels, and what it says. Those of instances are the last."""
+
+INSTANCE_PREFIX = "metashim_instance_"
+
+
+@dataclass(slots=True)
+class Instance:
+    """What a scrape found of one instance."""
+
+    project: str
+    usage: Usage
+    packets: Counter[Verdict]
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What one scrape found of the ports. `instances` are in order of the first of their ports."""
+
+    states: Counter[str] = field(default_factory=Counter)
+    instances: dict[UUID, Instance] = field(default_factory=dict)
+
+
+class Packets:
+    """Packets by verdict, of all ports that there ever were and of each instance that has one."""
+
+    def __init__(self) -> None:
+        self.host: Counter[Verdict] = Counter()
+        self.instances: dict[UUID, Counter[Verdict]] = {}
+        self._last: dict[tuple[int, int], dict[Verdict, int]] = {}
+
+    def read(self, port: Port, now: dict[Verdict, int]) -> None:
+        """What a port's counters say now."""
+        key = (port.slot, port.generation)
+        last = self._last.get(key, {})
+        own = self.instances.setdefault(port.instance, Counter()) if port.instance else Counter()
+        for verdict, packets in now.items():
+            growth = max(0, packets - last.get(verdict, 0))
+            self.host[verdict] += growth
+            own[verdict] += growth
+        self._last[key] = now
+
+    def keep(self, ports: Iterable[Port]) -> None:
+        """Forgets all other ports."""
+        self._last = {key: last for p in ports if (last := self._last.get(key := (p.slot, p.generation))) is not None}
+        owners = {port.instance for port in ports}
+        self.instances = {instance: own for instance, own in self.instances.items() if instance in owners}
+
+
+class Breath:
+    """Lets others have their turn on the loop when a slice of time is over."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._end = clock() + SLICE_SECONDS
+
+    async def take(self) -> None:
+        """To be called wherever others may have it."""
+        if self._clock() > self._end:
+            await asyncio.sleep(0)
+            self._end = self._clock() + SLICE_SECONDS
+
+
+class Metrics:
+    """Answers scrapes. `instances`: whether there are series of each. `clock` is in seconds."""
+
+    def __init__(
+        self,
+        datapath: Datapath,
+        enrolment: Enrolment,
+        workers: Workers,
+        journal: Journal,
+        ailments: Callable[[], Sequence[object]],
+        *,
+        instances: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._datapath = datapath
+        self._enrolment = enrolment
+        self._workers = workers
+        self._journal = journal
+        self._ailments = ailments
+        self._with_instances = instances
+        self._clock = clock
+        self._packets = Packets()
+        self._unread = 0  # the port to begin with
+        self._gathering = asyncio.Lock()
+
+    async def answer(self, request: Request) -> Response:
+        """GET /metrics, in the text format 0.0.4, or in OpenMetrics for who accepts it."""
+        if request.path != PATH:
+            return Response(404, ((b"content-type", b"text/plain"),), b"it is /metrics\n")
+        if request.method not in (b"GET", b"HEAD"):
+            return Response(405, ((b"allow", b"GET, HEAD"), (b"content-type", b"text/plain")), b"GET /metrics\n")
+        encode, kind = choose_encoder((request.header(b"accept") or b"").decode("latin-1"))
+        headers = ((b"content-type", kind.encode()),)
+        if request.method == b"HEAD":
+            return Response(200, headers)
+        parts = self._write(await self._gather(), encode, is_open="openmetrics" in kind)
+        return Response(200, headers, parts=parts)
+
+    async def _gather(self) -> Snapshot:
+        async with self._gathering:
+            ports = list(self._enrolment.ports.values())
+            breath = Breath(self._clock)
+            await self._read_packets(ports, breath)
+            found = Snapshot()
+            for port in ports:
+                self._add(found, port)
+                await breath.take()
+            found.states["failed"] += len(self._enrolment.failures)
+            return found
+
+    async def _read_packets(self, ports: list[Port], breath: Breath) -> None:
+        start = self._unread if self._unread < len(ports) else 0
+        end = self._clock() + READING_SECONDS
+        for number, port in enumerate(ports[start:] + ports[:start]):
+            if self._clock() > end:
+                self._unread = (start + number) % len(ports)
+                break
+            self._packets.read(port, self._datapath.counters(port.slot))
+            await breath.take()
+        self._packets.keep(ports)
+
+    def _add(self, found: Snapshot, port: Port) -> None:
+        if port.ifindex not in self._enrolment.failures:
+            found.states[state_of(port)] += 1
+        if port.instance is None:
+            return
+        instance = found.instances.get(port.instance)
+        if instance is None:
+            usage = self._workers.ledger.usage_of(port.instance)
+            packets = self._packets.instances.get(port.instance, Counter())
+            found.instances[port.instance] = Instance(port.project, usage, packets)
+        else:
+            instance.project = instance.project or port.project
+
+    async def _write(self, found: Snapshot, encode: Encode, *, is_open: bool) -> AsyncIterator[bytes]:
+        yield _text(encode, self._host(found))
+        if self._with_instances:
+            for name, rows in _INSTANCE_ROWS.items():
+                samples = (
+                    ([str(uuid), instance.project, *labels], value)
+                    for uuid, instance in found.instances.items()
+                    for labels, value in rows(instance)
+                )
+                is_first = True
+                while batch := list(islice(samples, SAMPLES)):
+                    yield _text(encode, [_family(name, batch)], headless=not is_first)
+                    is_first = False
+                    await asyncio.sleep(0)
+        if is_open:
+            yield b"# EOF\n"
+
+    def _host(self, found: Snapshot) -> list[Metric]:
+        """All metrics but those of instances."""
+        workers = self._workers.all
+        totals = self._workers.ledger.totals()
+        rows: dict[str, Rows] = {
+            "metashim_build_info": [([], {"version": __version__, "datapath": self._datapath.name})],
+            "metashim_ailments": [([], len(self._ailments()))],
+            "metashim_ports": [([state], found.states[state]) for state in STATES],
+            "metashim_instances": [([], len(found.instances))],
+            "metashim_workers": [([], len(workers))],
+            "metashim_workers_up": [([], sum(worker.writer is not None for worker in workers))],
+            "metashim_worker_restarts_total": [([], sum(worker.restarts for worker in workers))],
+            "metashim_connections": [([], sum(worker.connections for worker in workers))],
+            "metashim_connections_accepted_total": [([], totals.accepted)],
+            "metashim_connections_turned_away_total": [([], totals.turned_away)],
+            "metashim_response_bytes_total": [([], totals.usage.bytes)],
+            "metashim_malformed_requests_total": [([], totals.malformed)],
+            "metashim_rate_limited_requests_total": [([], totals.usage.limited)],
+            "metashim_token_requests_total": [([name], n) for name, n in totals.usage.tokens.items()],
+            "metashim_backend_up": [
+                ([view.backend, view.address], int(view.healthy)) for view in self._workers.ledger.backends()
+            ],
+            "metashim_packets_total": [([verdict.label], self._packets.host[verdict]) for verdict in Verdict],
+            "metashim_events_missed_total": [([], self._journal.missed)],
+            **_of_backends(totals),
+        }
+        return [_family(name, rows[name]) for name in FAMILIES if name in rows]
+
+
+_INSTANCE_ROWS: dict[str, Callable[[Instance], Rows]] = {
+    "metashim_instance_requests_total": lambda i: [([code], n) for code, n in i.usage.codes.items() if n],
+    "metashim_instance_response_bytes_total": lambda i: [([], i.usage.bytes)],
+    "metashim_instance_tokenless_requests_total": lambda i: [([], i.usage.without_token)],
+    "metashim_instance_rate_limited_requests_total": lambda i: [([], i.usage.limited)],
+    "metashim_instance_packets_total": lambda i: [([verdict.label], n) for verdict, n in i.packets.items() if n],
+}
+
+
+def _of_backends(totals: Totals) -> dict[str, Rows]:
+    spent = {name or PROXY: spent for name, spent in sorted(totals.backends.items())}
+    return {
+        "metashim_requests_total": [
+            ([name, code], requests) for name, one in spent.items() for code, requests in one.codes.items()
+        ],
+        "metashim_request_duration_seconds": [
+            ([name], (list(_cumulative(one.buckets)), one.seconds)) for name, one in spent.items()
+        ],
+    }
+
+
+def _cumulative(buckets: Sequence[int]) -> Iterator[tuple[str, int]]:
+    return zip([*map(str, feed.BUCKETS), "+Inf"], accumulate(buckets), strict=True)
+
+
+def _family(name: str, rows: Rows) -> Metric:
+    """A metric with its samples."""
+    kind, labels, text = FAMILIES[name]
+    if kind is InfoMetricFamily:
+        return InfoMetricFamily(name.removesuffix("_info"), text, next(iter(rows))[1])
+    family = kind(name, text, labels=labels)  # type: ignore[call-arg]
+    for values, value in rows:
+        if kind is HistogramMetricFamily:
+            family.add_metric(values, *value)  # type: ignore[attr-defined]
+        else:
+            family.add_metric(values, value)  # type: ignore[attr-defined]
+    return family
+
+
+class _Some(Collector):
+    """A few metrics, as the encoders want them."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
+def _text(encode: Encode, metrics: list[Metric], *, headless: bool = False) -> bytes:
+    """Metrics in text; `headless`: the samples alone, behind others of their family."""
+    text = encode(_Some(metrics)).removesuffix(b"# EOF\n")
+    if headless:
+        return b"".join(line for line in text.splitlines(keepends=True) if not line.startswith(b"# "))
+    return text
+
+
+async def serve(metrics: Metrics, address: Address, gid: int) -> Server[str]:
+    """Answers scrapes at an address; a Unix socket is the group's. Raises OSError when it cannot be had."""
+
+    def handle(caller: str, request: Request) -> object:
+        return metrics.answer(request)
+
+    server = Server[str](
+        handle, LIMITS, lambda peer, own: "prometheus", limit_key=lambda caller: caller  # type: ignore[arg-type]
+    )
+    await server.serve([_listen(address, gid)])
+    return server
+
+
+def _listen(address: Address, gid: int) -> socket.socket:
+    if address.path:
+        return unix_socket(Path(address.path), gid)
+    sock = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_STREAM)
+    with contextlib.ExitStack() as undo:
+        undo.callback(sock.close)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
+        undo.pop_all()
+    return sock
