@@ -247,7 +247,7 @@ class Channel(Line, Generic[C]):
     def _send(self, asked: Received, response: Response) -> None:
         try:
             last = not asked.keep_alive or response.close or self._server.draining or self._incoming is not None
-            last = last or ends_with_connection(response, asked.http10)
+            last = last or (asked.http10 and ends_with_connection(response))
             data = render(response, head=asked.head_only, keep_alive=not last, http10=asked.http10)
         except Exception as error:  # noqa: BLE001 - the boundary of one request
             self._server.discard(response)
@@ -255,14 +255,16 @@ class Channel(Line, Generic[C]):
             response = self._server.fail(asked.request.method, error)
             data = render(response, head=asked.head_only, keep_alive=False, http10=asked.http10)
         self._transport.write(data)
-        bodied = body_sent(response, asked.head_only)
-        if response.parts is not None:
-            if bodied:
-                self._stream(response, response.parts, asked.http10, last)
-                return
+        if response.parts is None:
+            size = len(response.body) if body_sent(response, asked.head_only) else 0
+            self._tell(response.status, size, response.backend)
+            self._go_after(last)
+        elif body_sent(response, asked.head_only):
+            self._stream(response, response.parts, asked.http10, last)
+        else:
             self._server.discard(response)
-        self._tell(response.status, len(response.body) if bodied else 0, response.backend)
-        self._go_after(last)
+            self._tell(response.status, 0, response.backend)
+            self._go_after(last)
 
     def _go_after(self, last: bool) -> None:
         """A response was written."""

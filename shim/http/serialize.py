@@ -34,11 +34,11 @@ def render(response: Response, *, head: bool, keep_alive: bool, http10: bool) ->
     length is chunked, and in HTTP/1.0 ends with the connection. Raises ValueError on a status outside 200 to
     599, a header name that is no token, a value with CR, LF or NUL, or a length below 0.
     """
-    if response.parts is not None or head or response.status in _BODILESS:
-        framing = b"" if response.status in _BODILESS else _framing(response, head, http10)
-        return _top(response.status, response.headers, framing, keep_alive, http10)
-    framing = b"content-length: %d\r\n" % len(response.body)
-    return _top(response.status, response.headers, framing, keep_alive, http10) + response.body
+    if response.parts is None and body_sent(response, head):
+        return _top(response.status, response.headers, len(response.body), False, keep_alive, http10) + response.body
+    length = None if response.status in _BODILESS else _length(response)
+    chunked = is_chunked(response, http10) and body_sent(response, head)
+    return _top(response.status, response.headers, length, chunked, keep_alive, http10)
 
 
 def body_sent(response: Response, head: bool) -> bool:
@@ -47,13 +47,13 @@ def body_sent(response: Response, head: bool) -> bool:
 
 
 def is_chunked(response: Response, http10: bool) -> bool:
-    """Whether a response in parts is sent in chunks."""
-    return response.length is None and not http10
+    """Whether a response is sent in chunks."""
+    return response.parts is not None and response.length is None and not http10
 
 
-def ends_with_connection(response: Response, http10: bool) -> bool:
-    """Whether the end of the connection is what ends the response (RFC 9112, 6.3, 8)."""
-    return http10 and response.parts is not None and response.length is None
+def ends_with_connection(response: Response) -> bool:
+    """Whether, in HTTP/1.0, the end of the connection is what ends the response (RFC 9112, 6.3, 8)."""
+    return response.parts is not None and response.length is None
 
 
 def chunk(part: bytes) -> bytes:
@@ -78,32 +78,32 @@ def _status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
-def _framing(response: Response, head: bool, http10: bool) -> bytes:
-    """The line that says where a body ends, of a response whose body is in parts or is not sent."""
-    length = response.length
-    if length is None and response.parts is None:
-        length = _length(response)
-    if length is None:
-        return b"" if head or http10 else b"transfer-encoding: chunked\r\n"
-    if length < 0:
-        raise ValueError("a response's length is below 0")
-    return b"content-length: %d\r\n" % length
-
-
 def _length(response: Response) -> int | None:
-    """What a response to a HEAD would have; None where only the backend would know, and has not said."""
+    """The length of a body that is in parts or is not sent; None where it is not known."""
+    if response.length is not None:
+        if response.length < 0:
+            raise ValueError("a response's length is below 0")
+        return response.length
+    if response.parts is not None:
+        return None
     if response.body:
         return len(response.body)
     told = next((value for name, value in response.headers if name.lower() == b"content-length"), None)
     if told is None:
-        return None if response.backend else 0
+        return None if response.backend else 0  # a backend that did not say it was not asked for the body
     return int(told) if _DIGITS.fullmatch(told) else 0
 
 
 @lru_cache(maxsize=256)
-def _top(status: int, headers: Headers, framing: bytes, keep_alive: bool, http10: bool) -> bytes:
+def _top(
+    status: int, headers: Headers, length: int | None, chunked: bool, keep_alive: bool, http10: bool
+) -> bytes:
     """All before the body. Remembered: a service's answers are few, as its guests' questions are."""
-    lines = [_status_line(status), *map(_header_line, headers), framing]
+    lines = [_status_line(status), *map(_header_line, headers)]
+    if length is not None:
+        lines.append(b"content-length: %d\r\n" % length)
+    elif chunked:
+        lines.append(b"transfer-encoding: chunked\r\n")
     if not keep_alive:
         lines.append(b"connection: close\r\n")
     elif http10:
