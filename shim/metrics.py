@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -30,6 +30,7 @@ from prometheus_client.metrics_core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from shim import __version__, feed
@@ -49,6 +50,8 @@ from shim.usage import Totals, Usage
 from shim.workers import Workers
 
 PATH = b"/metrics"
+PLAIN = b"text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 SLICE_SECONDS = 0.0005
 READING_SECONDS = 1.0
 """For reading the counters of ports in one scrape. Those that are not reached are the first of the next one: their
@@ -203,11 +206,12 @@ class Metrics:
             return Response(404, ((b"content-type", b"text/plain"),), b"it is /metrics\n")
         if request.method not in (b"GET", b"HEAD"):
             return Response(405, ((b"allow", b"GET, HEAD"), (b"content-type", b"text/plain")), b"GET /metrics\n")
-        encode, kind = choose_encoder((request.header(b"accept") or b"").decode("latin-1"))
-        headers = ((b"content-type", kind.encode()),)
+        is_open = b"application/openmetrics-text" in (request.header(b"accept") or b"")
+        headers = ((b"content-type", OPENMETRICS if is_open else PLAIN),)
         if request.method == b"HEAD":
             return Response(200, headers)
-        parts = self._write(await self._gather(), encode, is_open="openmetrics" in kind)
+        encode = openmetrics.generate_latest if is_open else generate_latest
+        parts = self._write(await self._gather(), encode, is_open=is_open)
         return Response(200, headers, parts=parts)
 
     async def _gather(self) -> Snapshot:
