@@ -5,8 +5,8 @@
         ...
         assert raw.heard("/cut")[0].header("X-Instance-ID") == [...]
 
-A script is called with the connection and the request, and may do to it what it likes. What has no script is
-answered with a plain 200, so that health checks pass. Threads of the test's own process; the socket is in the
+A script is called with the connection and the request, and may do to it what it likes. What has no script gets
+`otherwise`, by default a plain 200, so that health checks pass. Threads of the test's own process; the socket is in the
 namespace that it was made in.
 """
 
@@ -191,6 +191,8 @@ class Raw:
     def __init__(self, namespace: Namespace | None = None, *, host: str = LOOPBACK, unix: bool = False) -> None:
         self.namespace, self.host = namespace, host
         self.connections: list[Connection] = []
+        self.otherwise = says(message(b"raw"))
+        """What is played where nothing else is to be."""
         self._scripts: dict[str, Script] = {}
         self._heard: list[Heard] = []
         self._stopped = threading.Event()
@@ -251,7 +253,7 @@ class Raw:
             while (heard := connection.request()) is not None:
                 self._heard.append(heard)
                 path = heard.target.partition("?")[0]
-                self._scripts.get(path, says(message(b"raw")))(connection, heard)
+                self._scripts.get(path, self.otherwise)(connection, heard)
 
     def _run(self, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
