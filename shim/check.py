@@ -18,15 +18,17 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from shim.check_backends import backends
 from shim.config import Config
 from shim.datapath.guard_rules import uncovered
 from shim.datapath.nft import Nft
+from shim.finding import Finding
 from shim.host import rules_of, tables_of
 from shim.settings import SLOTS_V4, SLOTS_V6
 
@@ -40,16 +42,6 @@ BPF_MAP_CREATE, BPF_MAP_TYPE_ARRAY = 0, 2  # linux/bpf.h
 _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64": 280}
 
 Network = IPv4Network | IPv6Network
-Level = Literal["ok", "warn", "fail"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at: ok, warn (it runs, but) or fail (it does not), and what to do."""
-
-    level: Level
-    what: str
-    hint: str = ""
 
 
 def findings(config: Config) -> list[Finding]:
@@ -61,6 +53,7 @@ def findings(config: Config) -> list[Finding]:
         *_datapaths(config),
         *_guard(config),
         *_accounts(config),
+        *backends(config),
         *_filters(config),
         *_rules(config),
         *_addresses(config),
