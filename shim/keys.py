@@ -14,6 +14,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -111,14 +112,9 @@ def _is_due(newest: _Key, now: float) -> bool:
 
 
 def _needed(keys: tuple[_Key, ...], now: float) -> tuple[_Key, ...]:
-    """Without those that ceased to sign, when the first of the newer began, so long ago that no token is left."""
-    needed = [keys[0]]
-    ceased = keys[0].begins
-    for key in keys[1:_KEYS_MAX]:
-        if now < ceased + KEEP_SECONDS:
-            needed.append(key)
-        ceased = min(ceased, key.begins)
-    return tuple(needed)
+    """Without those that ceased to sign, when the next newer one began, so long ago that no token of theirs is left."""
+    pairs = pairwise(keys[:_KEYS_MAX])
+    return (keys[0], *(older for newer, older in pairs if now < newer.begins + KEEP_SECONDS))
 
 
 def _load(path: Path) -> tuple[_Key, ...] | None:

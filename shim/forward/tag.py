@@ -169,7 +169,7 @@ class Identity:
             check_template(name, template)
         self._templates = tuple((name.encode(), template) for name, template in templates.items())
         self._signer = hmac.new(secret, digestmod="sha256")
-        self.names = frozenset(name.lower() for name, _ in self._templates) | {SIGNATURE.lower()}
+        self.names = frozenset(name.lower() for name, _ in self._templates)
         self.headers = lru_cache(maxsize=4096)(self._headers)
         """The headers of a subject, without the signature: `headers(subject)`."""
 

@@ -45,6 +45,12 @@ def test_who_is_refused_is_not_set_back() -> None:
     assert hasty.take(A, 1.0) == patient.take(A, 1.0) is True
 
 
+def test_who_waits_saves_up_no_more_than_a_burst() -> None:
+    allowance = Allowance(rate=1, burst=20)
+    assert allowance.take(A, 0.0)
+    assert taken(allowance, A, 15.0) == 20
+
+
 def test_a_bucket_is_not_forgotten_while_it_fills() -> None:
     """At the turns of the halves, which come every `burst / rate` seconds."""
     allowance = Allowance(rate=2, burst=4)
