@@ -33,7 +33,7 @@ answered with, requests by their token, and those that were answered 429."""
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds in seconds; one more bucket has what took longer."""
 SPENT = len(CODES) + 1 + len(BUCKETS) + 1
-OWNERS_PER_LINE = 200  # of at most 13 numbers of at most 19 digits each
+OWNERS_PER_LINE = 50  # what the agent can take in within half a millisecond, and far from LINE_BYTES
 
 Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Counts = Annotated[tuple[Number, ...], Meta(min_length=len(COUNTS), max_length=len(COUNTS))]

@@ -213,6 +213,7 @@ class Workers:
             self.ledger.hear(worker.number, message)
         elif not isinstance(message, feed.Hello):
             self.ledger.hear(worker.number, message)
+            await asyncio.sleep(0)  # there may be hundreds of such lines at a time
 
     def _next(self) -> int:
         self._number += 1

@@ -163,7 +163,7 @@ class TestFeed:
     def test_too_many_of_anything(self):
         row = (1, 1, (0,) * len(feed.COUNTS))
         health = feed.AddressHealth("nova", "a", True)
-        for message in (feed.Usage([row] * 201), feed.Backends([health] * 65)):
+        for message in (feed.Usage([row] * 51), feed.Backends([health] * 65)):
             with pytest.raises(msgspec.ValidationError):
                 feed.read_from_worker(feed.encode(message))
 
