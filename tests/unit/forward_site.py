@@ -59,22 +59,24 @@ class ByHand:
 
 
 class ByHandCall:
+    """As a real call it goes on to hold `done` after its end."""
+
     def __init__(self, client: ByHand, done: Done) -> None:
         self._client = client
-        self._done: Done | None = done
+        self._done = done
+        self.over = False
         self.cancelled = False
 
     def end(self, outcome: Response | BackendError) -> None:
-        done, self._done = self._done, None
-        assert done is not None, "ended twice, or after it was cancelled"
+        assert not self.over, "ended twice, or after it was cancelled"
+        self.over = True
         self._client.calls.remove(self)
-        done(outcome)
+        self._done(outcome)
 
     def cancel(self) -> None:
-        assert self._done is not None, "cancelled after its end"
+        assert not self.over, "cancelled after its end"
+        self.over = self.cancelled = True
         self._client.calls.remove(self)
-        self._done = None
-        self.cancelled = True
 
 
 class Clock:

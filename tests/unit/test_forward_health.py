@@ -72,7 +72,8 @@ def test_a_request_that_fails_brings_doubt_and_no_more():
     health.check(S, "silent", 5.0, answered=False)
     assert (health.state, health.why, health.since) == (DOWN, "silent", 5.0)
     health.doubt("closed", 6.0)
-    assert health.state is DOWN
+    health.check(R, "refused", 7.0, answered=False)
+    assert (health.state, health.why, health.since) == (DOWN, "refused", 5.0)
 
 
 def test_one_that_answers_requests_is_not_frozen_though_checks_wait():
@@ -138,6 +139,11 @@ def test_a_request_that_fails_has_its_address_checked_at_once():
         for _ in range(2):
             assert ended(site.upstream.ask(GET)) == OK
         await until(lambda: site.healthy == [False, True])
+        site.probes[0].always = OK
+        await until(lambda: site.healthy == [True, True])
+        checks = len(site.probes[0].asked)
+        await asyncio.sleep(0.1)
+        assert len(site.probes[0].asked) == checks, "well again, and checked no more often than others"
         await site.upstream.close()
 
     run(main())
@@ -209,6 +215,20 @@ def test_slow_answers_are_waited_for_while_checks_pass():
         assert not answer.done() and site.healthy == [True]
         site.clients[0].end(OK)
         assert ended(answer) == OK
+        await site.upstream.close()
+
+    run(main())
+
+
+def test_one_that_is_too_busy_for_checks_but_answers_requests_stays_up():
+    async def main() -> None:
+        site = Site(ByHand(OK))
+        site.probes[0].always = None
+        site.upstream.start()
+        for _ in range(40):
+            assert ended(site.upstream.ask(GET)) == OK
+            await asyncio.sleep(0.01)
+        assert len(site.probes[0].asked) >= 3 and site.healthy == [True]
         await site.upstream.close()
 
     run(main())
