@@ -56,7 +56,7 @@ SLICE_SECONDS = 0.0005
 READING_SECONDS = 1.0
 """For reading the counters of ports in one scrape. Those that are not reached are the first of the next one: their
 packets come late, as 10,000 ports of nftables would take longer than a scrape may."""
-SAMPLES = 200  # written in one go: less than half a millisecond
+INSTANCES = 50  # of which one metric is written in one go: less than half a millisecond
 LIMITS = Limits(body_bytes=0, idle_seconds=120, connections_per_instance=16, connections=16)
 PROXY = "proxy"
 """How the backend is called in requests that the proxy answered itself."""
@@ -150,10 +150,12 @@ class Packets:
 
     def keep(self, owners: Set[Owner], instances: Set[UUID]) -> None:
         """Forgets all others."""
-        for owner in self._last.keys() - owners:
+        gone = self._last.keys() - owners
+        for owner in gone:
             del self._last[owner]
-        for instance in self.instances.keys() - instances:
-            del self.instances[instance]
+        if gone:  # no instance goes but with a slot
+            for instance in self.instances.keys() - instances:
+                del self.instances[instance]
 
 
 class Breath:
@@ -240,29 +242,32 @@ class Metrics:
             found.instances[port.instance] = found.instances.get(port.instance) or port.project
 
     async def _write(self, found: Snapshot, encode: Encode, *, is_open: bool) -> AsyncIterator[bytes]:
-        yield _text(encode, self._host(found))
+        for name, rows in self._host(found).items():
+            yield _text(encode, _family(name, rows))
+            await asyncio.sleep(0)
         if self._with_instances:
             for name in _OF_INSTANCES:
-                yield _text(encode, [_family(name, ())])
-                lines = self._lines(name, found.instances)
-                while some := "".join(islice(lines, SAMPLES)):
-                    yield some.encode()
+                yield _text(encode, _family(name, ()))
+                instances = iter(found.instances.items())
+                while some := list(islice(instances, INSTANCES)):
+                    if text := "".join(self._lines(name, some)):
+                        yield text.encode()
                     await asyncio.sleep(0)
         if is_open:
             yield b"# EOF\n"
 
-    def _lines(self, name: str, instances: dict[UUID, str]) -> Iterator[str]:
-        """The samples of one metric of all instances: the encoders take ten times as long."""
+    def _lines(self, name: str, instances: list[tuple[UUID, str]]) -> Iterator[str]:
+        """The samples of one metric of some instances, with their projects: the encoders take ten times as long."""
         told = _OF_INSTANCES[name]
         label = FAMILIES[name][1][-1]
         none: Counter[Verdict] = Counter()
-        for instance, project in instances.items():
+        for instance, project in instances:
             usage, packets = self._workers.ledger.usage_of(instance), self._packets.instances.get(instance, none)
             own = f'{name}{{instance="{instance}",project="{_escaped(project)}"'
             for value, number in told(usage, packets):
                 yield f'{own},{label}="{value}"}} {number}\n' if value else f"{own}}} {number}\n"
 
-    def _host(self, found: Snapshot) -> list[Metric]:
+    def _host(self, found: Snapshot) -> dict[str, Rows]:
         """All metrics but those of instances."""
         workers = self._workers.all
         totals = self._workers.ledger.totals()
@@ -288,7 +293,7 @@ class Metrics:
             "metashim_events_missed_total": [([], self._journal.missed)],
             **_of_backends(totals),
         }
-        return [_family(name, rows[name]) for name in FAMILIES if name in rows]
+        return {name: rows[name] for name in FAMILIES if name in rows}
 
 
 _OF_INSTANCES: dict[str, Callable[[Usage, Counter[Verdict]], list[tuple[str, int]]]] = {
@@ -335,18 +340,18 @@ def _family(name: str, rows: Rows) -> Metric:
     return family
 
 
-class _Some(Collector):
-    """A few metrics, as the encoders want them."""
+class _One(Collector):
+    """One metric, as the encoders want it."""
 
-    def __init__(self, metrics: list[Metric]) -> None:
-        self._metrics = metrics
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
 
     def collect(self) -> list[Metric]:
-        return self._metrics
+        return [self._metric]
 
 
-def _text(encode: Encode, metrics: list[Metric]) -> bytes:
-    return encode(_Some(metrics)).removesuffix(b"# EOF\n")
+def _text(encode: Encode, metric: Metric) -> bytes:
+    return encode(_One(metric)).removesuffix(b"# EOF\n")
 
 
 async def serve(metrics: Metrics, address: Address, gid: int) -> Server[str]:
