@@ -93,8 +93,9 @@ def test_a_secret_that_is_empty_or_not_there(site: Site, listener: socket.socket
 
 def test_certificates_are_read(site: Site) -> None:
     key, certificate = site.folder / "key.pem", site.folder / "certificate.pem"
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=a".split()
-    subprocess.run([*make, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    made = [*make, "-subj", "/CN=a", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
     key.chmod(0o604)
     own = f'certificate_file = "{certificate}"\nkey_file = "{key}"\n'
     good = site.found("https://127.0.0.1:1", more=own + f'ca_file = "{certificate}"\n')

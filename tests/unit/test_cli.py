@@ -625,6 +625,11 @@ def test_completion_asks_the_agent(tmp_path: Path, memory: Memory) -> None:
         assert complete(tmp_path / "s", "disable ") == sorted([str(ONE), str(TWO)])
         assert complete(tmp_path / "s", "detach tap") == ["tap10", "tap2", "tap9"]
         assert complete(tmp_path / "s", "dis") == ["disable"]
+        assert complete(tmp_path / "s", "tokens re") == ["required"]
+        assert complete(tmp_path / "s", "tokens off 6") == [str(ONE)]
+        assert complete(tmp_path / "s", "routes 6") == [str(ONE)]
+        assert complete(tmp_path / "s", f"routes {ONE} /a=n") == ["/a=nova"]
+        assert complete(tmp_path / "s", f"routes {ONE} /a") == ["/a=embedded", "/a=http", "/a=nova"]
     assert complete(tmp_path / "s", "show ") == [], "no agent: no names, no noise"
 
 

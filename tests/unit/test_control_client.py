@@ -14,7 +14,7 @@ import pytest
 
 from shim.control.api import MAX_BODY, Api
 from shim.control.client import Client
-from shim.core.policy import Access, Family, Policy
+from shim.core.policy import Access, Family, Policy, Tokens
 from shim.errors import (
     ConflictError,
     InputError,
@@ -79,6 +79,15 @@ def test_a_round_trip_of_everything(client: Client, memory: Memory) -> None:
     assert memory.policies == {TWO: Policy(Access.OPEN, Access.DROP, 3)}
     client.set_policy(TWO, None, [], 9)
     assert memory.policies == {TWO: Policy(Access.OPEN, Access.DROP, 9)}
+    assert client.set_tokens(TWO, Tokens.REQUIRED).tokens == "required"
+    assert client.set_routes(TWO, {"/": "nova"}).routes == {"/": "nova"} == client.policy(TWO).routes
+    assert [(i.instance, i.mode, i.with_token) for i in client.tokens().instances] == [
+        (ONE, "optional", 5), (TWO, "required", 0)
+    ]  # fmt: skip
+    client.set_tokens(TWO, None)
+    client.set_routes(TWO, None)
+    assert memory.policies == {TWO: Policy(Access.OPEN, Access.DROP, 9)}
+    assert (client.rotate_keys().keys, client.rotate_keys(drop=True).keys) == (3, 1)
     assert [c.tap for c in client.counters(TWO)] == ["tap9"]
     assert [c.tap for c in client.counters(tap="tap9", netns="rack1")] == ["tap9"]
     assert len(client.counters()) == 3
