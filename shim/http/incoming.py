@@ -48,6 +48,7 @@ class Incoming(AsyncIterator[bytes]):
         """Read no more: what is still to come is thrown away."""
         self._wanted = False
         self._drop()
+        self._wake()
         self.listen()
 
     # What the connection calls.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from shim.core.exchange import Request, Response
+from shim.http.outgoing import Outgoing
 from tests.unit.http_site import (
     GET,
     ON_BOTH_LOOPS,
@@ -212,20 +214,14 @@ def test_what_is_not_whole_ends_in_a_reset(
 
 def test_more_than_the_length_is_never_sent(run: Run) -> None:
     async def main() -> None:
-        gate = asyncio.Event()
-
-        class Gated(Source):
-            async def __anext__(self) -> bytes:
-                if self.taken == 1:
-                    await gate.wait()
-                return await super().__anext__()
-
-        async with site(answer(Gated(b"ab", b"c" + GET), 3)) as here:
-            reader, writer = await here.connect()
-            writer.write(GET)
-            assert (await asyncio.wait_for(reader.readuntil(b"ab"), SOON)).endswith(b"\r\n\r\nab")
-            gate.set()
-            assert await reset_seen(reader)
+        written: list[bytes] = []
+        errors: list[BaseException | None] = []
+        source = Source(b"ab", b"c" + GET)
+        outgoing = Outgoing(Response(200, parts=source, length=3), source, http10=False, last=False)
+        outgoing.start(written.append, lambda outgoing, error: errors.append(error))
+        await until(lambda: len(errors) == 1)
+        assert (written, outgoing.sent) == ([b"ab"], 2)
+        assert isinstance(errors[0], ValueError)
 
     run(main())
 
@@ -262,13 +258,32 @@ def test_no_faster_than_the_peer_reads(run: Run) -> None:
     run(main())
 
 
-def test_who_does_not_read_is_cut_off(run: Run) -> None:
+def test_nothing_of_the_body_is_taken_before_there_is_room(run: Run) -> None:
+    async def main() -> None:
+        source = Source(*LARGE_PARTS)
+        vast = Response(200, ((b"x", b"y" * 20_000_000),), parts=source)
+        async with site(lambda caller, request: vast, QUICK) as here:
+            sock = narrow(here.port)
+            sock.send(GET)
+            await until(lambda: here.server.stats.cut_off == 1)
+            assert source.taken == 0
+            sock.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("trickle", [0, 1])
+def test_who_does_not_read_is_cut_off(run: Run, trickle: int) -> None:
     async def main() -> None:
         source = Source(*LARGE_PARTS)
         async with site(answer(source), QUICK) as here:
             sock = narrow(here.port)
             sock.send(GET)
-            await until(lambda: here.server.stats.cut_off == 1 and here.server.connections == 0)
+            while here.server.stats.cut_off == 0:
+                await asyncio.sleep(0.01)
+                with contextlib.suppress(BlockingIOError):
+                    sock.recv(trickle)
+            await until(lambda: here.server.connections == 0)
             await until(lambda: source.closed == 1)
             assert (here.server.stats.cut_short, here.server.stats.timed_out) == (0, 0)
             sock.close()

@@ -185,6 +185,23 @@ def test_a_body_that_does_not_come_on_is_late(run: Run, head: bytes, trickle: by
     run(main())
 
 
+def test_a_peer_that_stops_after_the_handler_has_caught_up_is_late(run: Run) -> None:
+    async def main() -> None:
+        uploads = Uploads()
+        uploads.go.clear()
+        async with site(uploads, SMALL_AND_QUICK) as here:
+            reader, writer = await here.connect()
+            writer.write(sized(2_000_000) + bytes(BODY_AHEAD + 1))
+            await until(lambda: len(uploads.requests) == 1)
+            parts = uploads.requests[0].parts
+            await until(lambda: parts._unread > BODY_AHEAD)  # type: ignore[union-attr]
+            uploads.go.set()
+            assert (await response(reader))[0] == 408
+            assert here.server.stats.timed_out == 1
+
+    run(main())
+
+
 def test_a_body_that_comes_on_slowly_is_in_time(run: Run) -> None:
     async def main() -> None:
         async with site(Uploads(), SMALL_AND_QUICK) as here:
@@ -402,6 +419,41 @@ def test_a_body_that_is_late_after_its_answer_began_is_reset(run: Run) -> None:
             with pytest.raises(ConnectionResetError):
                 await asyncio.wait_for(reader.read(), SOON)
             assert here.server.stats.timed_out == 1
+
+    run(main())
+
+
+def test_a_body_that_is_bad_after_its_answer_began_is_reset(run: Run) -> None:
+    async def main() -> None:
+        def echo(caller: str, request: Request) -> Response:
+            return Response(200, (), parts=request.parts)
+
+        async with site(echo, SMALL) as here:
+            reader, writer = await here.connect()
+            writer.write(CHUNKED + b"7d0\r\n" + b"a" * 2000)
+            await asyncio.wait_for(reader.readuntil(b"a" * 2000), SOON)
+            writer.write(b"XX" + GET)
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), SOON)
+            assert (here.server.stats.malformed, here.server.stats.requests) == (1, 1)
+
+    run(main())
+
+
+def test_closing_the_parts_ends_who_waits_for_them(run: Run) -> None:
+    async def main() -> None:
+        async def given_up(caller: str, request: Request) -> Response:
+            parts = request.parts
+            reading = asyncio.ensure_future(joined(parts))
+            await asyncio.sleep(0.01)
+            await parts.aclose()  # type: ignore[union-attr]
+            return Response(200, (), await reading)
+
+        async with site(given_up, SMALL) as here:
+            reader, writer = await here.connect()
+            writer.write(sized(2000) + b"a" * 10)
+            status, headers, body = await response(reader)
+            assert (status, headers["connection"], body) == (200, "close", b"a" * 10)
 
     run(main())
 
