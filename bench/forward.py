@@ -147,8 +147,8 @@ def _figures(connections: int, body: int, turns: list[list[Turn]]) -> list[Figur
     def figures(name: str, unit: str, of: Callable[[Turn], float], limit: Limit | None) -> list[Figure]:
         ours, haproxy, direct = (median(map(of, way)) for way in turns)
         return [
-            Figure(f"{name} {what}", ours, unit, haproxy, "haproxy", limit if held else None),
-            Figure(f"{name} {what} (directly)", ours, unit, direct, "directly"),
+            Figure(f"{name}, {what}", ours, unit, haproxy, "haproxy", limit if held else None),
+            Figure(f"{name}, {what} (directly)", ours, unit, direct, "directly"),
         ]
 
     return [

@@ -114,10 +114,10 @@ class TestForwarding:
     def test_medians_beside_haproxys_and_those_of_nobody_between(self):
         figures = self.figures()
         what = "forwarded, 200 bytes, 32 kept connections"
-        rate, plain = figures[f"requests/s {what}"], figures[f"requests/s {what} (directly)"]
+        rate, plain = figures[f"requests/s, {what}"], figures[f"requests/s, {what} (directly)"]
         assert (rate.value, rate.baseline, rate.baseline_name) == (18_000, 30_000, "haproxy")
         assert (plain.value, plain.baseline, plain.limit) == (18_000, 60_000, None)
-        assert figures[f"CPU s of the forwarder for 1,000 requests {what}"].value == pytest.approx(0.04)
+        assert figures[f"CPU s of the forwarder for 1,000 requests, {what}"].value == pytest.approx(0.04)
         assert len(figures) == 7
 
     @pytest.mark.parametrize("ours,missed", [((16_500, 4_000), 0), ((16_499, 4_000), 1), ((16_500, 4_001), 1)])
