@@ -27,9 +27,13 @@ SLOTS_V6 = ipaddress.IPv6Network("fd6d:7368:696d::/96")
 ROUTE_PATTERN = r"^/([A-Za-z0-9._~-]+/)*([A-Za-z0-9._~-]+/?)?\Z"
 HEADER_PATTERN = r"^[A-Za-z0-9-]{1,64}\Z"  # without _, which WSGI servers take for -
 
-FRAMING_HEADERS = frozenset(
-    ("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive", "expect")
-)
+HEADERS_TAKEN = frozenset(
+    (
+        "host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive", "expect",
+        "http2-settings", "x-metashim-signature",
+    )
+)  # fmt: skip
+"""What frames a message, and what metashim itself writes."""
 
 _VARIABLE = re.compile(r"\{(instance|project|address)\}")
 
@@ -355,8 +359,8 @@ class Http(Backend, frozen=True):
             if set(_VARIABLE.sub("", value)) & set("{}"):
                 raise ValueError(f"headers: {name}: {value!r} may hold {{instance}}, {{project}} and {{address}} alone")
         names = {name.lower() for name in self.headers}
-        if taken := sorted(names & FRAMING_HEADERS):
-            raise ValueError(f"headers: {taken[0]} is HTTP's own")
+        if taken := sorted(names & HEADERS_TAKEN):
+            raise ValueError(f"headers: {taken[0]} is HTTP's own or metashim's")
         if len(names) != len(self.headers):
             raise ValueError("headers: the same header twice")
 

@@ -129,6 +129,7 @@ BAD = [
     ("http.headers", '{"X-Id" = "a\\nb"}'),
     ("http.headers", '{"X-Id" = "a", "x-id" = "b"}'),
     ("http.headers", '{"Content-Length" = "5"}'),
+    ("http.headers", '{"x-metashim-signature" = "5"}'),
     ("http.health_path", '"x"'),
     ("http.health_path", '"/a b"'),
     ("metrics.listen", '"http://0.0.0.0:9478"'),
