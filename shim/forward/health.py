@@ -54,7 +54,10 @@ class Health:
             self._become(State.DOUBTED, why, now)
 
     def check(self, finding: Finding, why: str, now: float, *, answered: bool) -> bool:
-        """A check ended; `answered`: requests were answered since the one before. Whether it went down or came up."""
+        """A check ended. Whether the address went down or came up by it.
+
+        `answered`: requests were answered since it began, or the first of those in a row that failed.
+        """
         was_down = self.state is State.DOWN
         if finding is Finding.PASSED:
             self.failures = 0

@@ -43,7 +43,8 @@ _BODIES = {
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds between checks. `again`: where an address is not well, and the least between any two of one address."""
+    """Seconds from the start of one check to the next of the same address. `again`: after one that did not pass, and
+    the least in any case; more where that took longer, `deadline` at the most."""
 
     well: float = 2.0
     again: float = 0.5
@@ -87,7 +88,7 @@ class AddressState:
 class Endpoint:
     """One address of an upstream. `probe` is another client for it, which checks alone use."""
 
-    __slots__ = ("address", "answers", "checked", "client", "doubted", "health", "probe")
+    __slots__ = ("address", "answers", "answers_before", "client", "doubted", "health", "probe")
 
     def __init__(self, address: Address, client: Client, probe: Client) -> None:
         self.address = address
@@ -95,7 +96,7 @@ class Endpoint:
         self.probe = probe
         self.health = Health(0.0)
         self.answers = 0
-        self.checked = 0  # `answers` at the last check
+        self.answers_before = 0  # when the last check began, or the first of those in a row that failed
         self.doubted = asyncio.Event()
 
 
@@ -182,30 +183,36 @@ class Upstream:
     # Health.
 
     async def _watch(self, endpoint: Endpoint) -> None:
+        now = asyncio.get_running_loop().time
         while True:
+            began = now()
             endpoint.doubted.clear()
-            self._conclude(endpoint, *await self._check(endpoint.probe))
-            await asyncio.sleep(self._pace.again)
-            if endpoint.health.state is State.UP:
+            if not endpoint.health.failures:
+                endpoint.answers_before = endpoint.answers
+            finding, why = await self._check(endpoint.probe)
+            self._conclude(endpoint, finding, why)
+            await asyncio.sleep(began + self._pace.again - now())
+            if finding is Finding.PASSED:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(endpoint.doubted.wait(), self._pace.well - self._pace.again)
+                    await asyncio.wait_for(endpoint.doubted.wait(), began + self._pace.well - now())
 
     async def _check(self, probe: Client) -> tuple[Finding, str]:
         pending = Pending[Response | BackendError]()
-        pending.call = probe.ask(self._check_request, pending.set_result)
         try:
+            pending.call = probe.ask(self._check_request, pending.set_result)
             async with asyncio.timeout(self._pace.deadline):
                 found = await pending
+            if isinstance(found, Response) and found.parts is not None:
+                await close_parts(found.parts)
         except TimeoutError:
             return Finding.SILENT, f"no answer to a check within {self._pace.deadline:g} s"
-        if isinstance(found, Response) and found.parts is not None:
-            await close_parts(found.parts)
+        except Exception as error:  # noqa: BLE001 - the boundary of one check: the next one may do better
+            return Finding.BAD, f"a check failed: {error!r}"
         return judge(found)
 
     def _conclude(self, endpoint: Endpoint, finding: Finding, why: str) -> None:
         health = endpoint.health
-        answered = endpoint.answers != endpoint.checked
-        endpoint.checked = endpoint.answers
+        answered = endpoint.answers != endpoint.answers_before
         if health.check(finding, why, self.clock(), answered=answered):
             down = health.state is State.DOWN
             log, text = (logger.warning, f"is down: {why}") if down else (logger.info, "is up again")

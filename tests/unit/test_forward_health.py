@@ -234,6 +234,36 @@ def test_one_that_is_too_busy_for_checks_but_answers_requests_stays_up():
     run(main())
 
 
+def test_answers_of_before_it_froze_do_not_speak_for_it():
+    async def main() -> None:
+        site = Site(ByHand(OK))
+        site.upstream.start()
+        for _ in range(3):
+            seen = len(site.probes[0].asked)
+            await until(lambda seen=seen: len(site.probes[0].asked) > seen)
+            assert ended(site.upstream.ask(GET)) == OK
+        site.probes[0].always = None
+        before = len(site.probes[0].asked)
+        await until(lambda: site.healthy == [False])
+        assert len(site.probes[0].asked) - before == 2
+        await site.upstream.close()
+
+    run(main())
+
+
+def test_a_check_that_cannot_be_made_is_one_that_failed():
+    async def main() -> None:
+        site = Site(ByHand(OK))
+        ask, site.probes[0].ask = site.probes[0].ask, None
+        site.upstream.start()
+        await until(lambda: site.healthy == [False])
+        site.probes[0].ask = ask
+        await until(lambda: site.healthy == [True])
+        await site.upstream.close()
+
+    run(main())
+
+
 class Closable:
     def __init__(self) -> None:
         self.closed = False
