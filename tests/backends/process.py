@@ -1,7 +1,7 @@
 """A server in the foreground, for a test: in a namespace or on the host's own loopback, ended with the test.
 
     nginx = Nginx(lab.host)
-    with Hypervisor(lab, settings(nginx.url)) as site, nginx:
+    with Hypervisor(lab, forward_to("http", nginx)) as site, nginx:
         ...
 
 Its address is known from its making on, so that a configuration can name it; it runs within the `with`, which ends
@@ -25,12 +25,21 @@ from tests.lab import Namespace
 from tests.lab.namespace import wait_until
 
 LOOPBACK = "127.0.0.1"
+SECRET = "peer-shared-secret"
 STOP_SECONDS = 3.0
 
 
 def inside(namespace: Namespace | None) -> contextlib.AbstractContextManager[None]:
     """In a namespace, or where the test is."""
     return contextlib.nullcontext() if namespace is None else namespace.enter()
+
+
+def keep_secret(folder: Path, secret: str = SECRET) -> Path:
+    """A file with what requests to this backend are signed with."""
+    path = folder / "secret"
+    path.write_text(f"{secret}\n")
+    path.chmod(0o600)
+    return path
 
 
 def family(path: Path | None, host: str) -> socket.AddressFamily:
@@ -79,6 +88,7 @@ class Foreground:
         self.namespace, self.host = namespace, host
         self.folder = Path(tempfile.mkdtemp(prefix="backend-"))
         self.folder.chmod(0o755)
+        self.secret_file = keep_secret(self.folder)
         self.path = self.folder / "sock" if unix else None
         self.port = 0 if unix else free_port(namespace, host)
         self._process: subprocess.Popen[bytes] | None = None

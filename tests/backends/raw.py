@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from tests.backends.process import LOOPBACK, dial, family, inside, url
+from tests.backends.process import LOOPBACK, dial, family, inside, keep_secret, url
 from tests.lab import Namespace
 
 SO_LINGER_RESET = struct.pack("ii", 1, 0)
@@ -199,6 +199,7 @@ class Raw:
         self._threads: list[threading.Thread] = []
         self._folder = tempfile.TemporaryDirectory(prefix="raw-")
         Path(self._folder.name).chmod(0o755)
+        self.secret_file = keep_secret(Path(self._folder.name))
         self.path = Path(self._folder.name, "sock") if unix else None
         with inside(namespace):
             self._listener = socket.socket(family(self.path, host))

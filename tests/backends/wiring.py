@@ -28,6 +28,8 @@ AGAIN = 8.0
 class Listening(Protocol):
     """Any of the backends."""
 
+    secret_file: Path
+
     @property
     def url(self) -> str: ...
 
@@ -35,10 +37,10 @@ class Listening(Protocol):
 def forward_to(kind: str, *backends: Listening, secret_file: Path | None = None, forward: str = "") -> str:
     """Settings: everything goes to these, as the backend `kind` (nova, http)."""
     addresses = json.dumps([backend.url for backend in backends])
-    secret = f'secret_file = "{secret_file}"\n' if secret_file else ""
+    secret = secret_file or backends[0].secret_file
     return (
         f'{PLENTY}[forward]\nroutes = {{"/" = "{kind}"}}\nrequests_per_instance = 64\n{forward}\n'
-        f"[{kind}]\naddresses = {addresses}\n{secret}"
+        f'[{kind}]\naddresses = {addresses}\nsecret_file = "{secret}"\n'
     )
 
 

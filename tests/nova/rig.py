@@ -1,7 +1,7 @@
 """Start the real Nova's metadata API for a test, and end it.
 
     nova = Nova([Server(uuid, project, user_data=b"...")], namespace=lab.host)
-    with Hypervisor(lab, settings(nova.url, nova.secret_file)) as site, nova:
+    with Hypervisor(lab, forward_to("nova", nova)) as site, nova:
         ...
 """
 
@@ -23,7 +23,6 @@ from tests.lab import Namespace
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-nova"
 MISSING = "the real Nova is not installed: run `make nova`, which needs a network or an index of your own"
-SECRET = "peer-shared-secret"
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,13 @@ def require_nova() -> None:
 
 
 class Nova(Foreground):
-    """Nova with these instances, in a namespace or on the host's own loopback. The secret is in `secret_file`."""
+    """Nova with these instances, in a namespace or on the host's own loopback."""
 
     start_seconds = 30.0  # most of it is Python compiling Nova, once
 
     def __init__(
         self,
         servers: Iterable[Server],
-        secret: str = SECRET,
         *,
         namespace: Namespace | None = None,
         host: str = LOOPBACK,
@@ -68,9 +66,6 @@ class Nova(Foreground):
     ) -> None:
         require_nova()
         super().__init__(namespace, host=host, unix=unix)
-        self.secret_file = self.folder / "secret"
-        self.secret_file.write_text(f"{secret}\n")
-        self.secret_file.chmod(0o600)
         (self.folder / "instances.json").write_text(json.dumps([server.row for server in servers]))
 
     @property

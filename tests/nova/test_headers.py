@@ -11,8 +11,9 @@ import pytest
 
 from shim.core.exchange import Headers, Subject
 from shim.forward.tag import nova_headers
+from tests.backends.process import SECRET
 from tests.backends.visit import Reply, Visit
-from tests.nova.rig import SECRET, Nova, Server
+from tests.nova.rig import Nova, Server
 
 A = UUID("c0ffee00-1111-4222-8333-444455556666")
 B = UUID("c0ffee00-1111-4222-8333-444455557777")
