@@ -269,6 +269,21 @@ def test_a_refusal_arrives_though_nobody_reads_the_body(run: Run) -> None:
     run(main())
 
 
+def test_a_refusal_waits_for_who_sends_all_before_it_reads(run: Run) -> None:
+    async def main() -> None:
+        async with site(lambda caller, request: Response(403, (), b"no"), SMALL) as here:
+            sock = rude(here)
+            sock.send(sized(1_000_000))
+            await until(lambda: here.server.stats.requests == 1)
+            for _ in range(10):
+                await asyncio.get_running_loop().sock_sendall(sock, bytes(100_000))
+                await asyncio.sleep(0.002)
+            reader, _ = await asyncio.open_connection(sock=sock)
+            assert (await response(reader))[2] == b"no"
+
+    run(main())
+
+
 def test_a_whole_body_that_nobody_read_leaves_the_connection_in_order(run: Run) -> None:
     async def late(caller: str, request: Request) -> Response:
         await asyncio.sleep(0.1 if request.parts else 0)
