@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import click
 import msgspec
 import pytest
 
 from shim import cli, errors
+from shim.access import AccessLog
 from shim.config import parse, settings
 from shim.control import api
+from shim.core.exchange import Caller, Request
+from shim.core.policy import Family
 from shim.core.verdict import Verdict
 from shim.identity import file as mapping
 from shim.metadata import document
 from shim.metadata.network import Network
+from shim.metrics import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -29,6 +35,8 @@ SECTIONS = [
     "Verbs",
     "Settings",
     "Drop reasons",
+    "Access log",
+    "Metrics",
     "What is measured",
     "Testing",
 ]
@@ -123,6 +131,25 @@ def test_drop_reasons():
     assert all(row[2] for row in rows(section("Drop reasons")) if row[0].isdecimal())
 
 
+def test_metrics():
+    table = [row for row in rows(section("Metrics")) if row[0].startswith("`")]
+    told = [(row[0].strip("`"), tuple(re.findall(r"`(\w+)`", row[1])), row[2]) for row in table]
+    assert told == [(name, labels, text) for name, (_, labels, text) in FAMILIES.items()]
+
+
+def test_access_log():
+    lines: list[str] = []
+    parent = ((b"traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),)
+    request = Request(b"GET", b"/latest/meta-data/instance-id", headers=parent)
+    caller = Caller(7, 1, UUID("c0ffee00-1111-4222-8333-444455556666"), Family.V4)
+    access = AccessLog(lines.append, 1)
+    access.request(0.0, caller, "blue", request, 200, 19, 0.000214, "embedded", True)
+    (example,) = [block for block in blocks("text") if '"instance"' in block]
+    assert example.replace("\n ", "").strip() == lines[0]
+    fields = [name for row in rows(section("Access log"))[1:] for name in re.findall(r"`(\w+)`", row[0])]
+    assert fields == list(json.loads(lines[0]))
+
+
 def test_control_api_resources():
     table = [row for row in rows(section("The control API")) if "/v1/" in row[1]]
     paths = [(row[0].split(", "), re.findall(r"`([^`]+)`", row[1])) for row in table]
@@ -145,8 +172,9 @@ def test_examples_are_accepted():
     (example,) = blocks("json")
     assert document.decode(example.encode()).networks
     assert set(msgspec.json.decode(example)) <= set(document.Document.__struct_fields__)
-    config, ports = blocks("toml")
+    config, ports, backends = blocks("toml")
     assert parse(config.encode(), "README.md").control.group == "operators"
+    assert parse(backends.encode(), "README.md").forward.routes["/"] == "nova"
     assert len(mapping.parse(ports.encode())) == 1
 
 
@@ -161,11 +189,11 @@ def test_commands_name_verbs():
 
 
 def test_files_exist():
-    words = set(re.findall(r"`((?:\.ci|bench|rules|shim|systemd|tests|vagrant)/[\w./-]+)`", README))
+    words = set(re.findall(r"`((?:\.ci|bench|docs|rules|shim|systemd|tests|vagrant)/[\w./-]+)`", README))
     assert len(words) > 4
     made = {"bench/result.json"}
     assert [word for word in sorted(words - made) if not (ROOT / word).exists()] == []
-    tiers = set(re.findall(r"`(unit|bpf|contract|netns|fuzz|clients|vm)`", section("Testing")))
+    tiers = set(re.findall(r"`(unit|bpf|contract|netns|fuzz|clients|nova|backends|vm)`", section("Testing")))
     assert tiers == {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"lab", "__pycache__"}
     assert (ROOT / "systemd" / "metashim.service").exists()
 
@@ -179,5 +207,5 @@ def test_make_targets():
 
 def test_packages():
     listed = re.search(r"dependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
-    names = re.findall(r'"([a-z0-9]+)>', listed[1])
+    names = re.findall(r'"([a-z0-9-]+)>', listed[1])
     assert names and all(name in section("Quick start") for name in [*names, "bcc"])
