@@ -243,9 +243,10 @@ def test_answers_of_before_it_froze_do_not_speak_for_it():
             await until(lambda seen=seen: len(site.probes[0].asked) > seen)
             assert ended(site.upstream.ask(GET)) == OK
         site.probes[0].always = None
-        before = len(site.probes[0].asked)
-        await until(lambda: site.healthy == [False])
-        assert len(site.probes[0].asked) - before == 2
+        before, found = len(site.probes[0].asked), []
+        site.clients[0].fail_silent = lambda why: found.append(len(site.probes[0].asked))
+        await until(lambda: found != [])
+        assert found[0] - before == 2
         await site.upstream.close()
 
     run(main())
