@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from uuid import UUID
 
+import msgspec
+
 from shim.core.policy import Family
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -19,8 +21,8 @@ Parts = AsyncIterator[bytes]
 end, was cut off."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+# Structs, as one of each is made for a request: that takes a fifth of a frozen dataclass's time.
+class Request(msgspec.Struct, frozen=True):
     """A well-formed request. `path` is the target up to `?`, as sent (not percent-decoded).
 
     A small body is whole, in `body`. A larger one comes in `parts`, of `length` bytes in all (None: chunked).
@@ -44,8 +46,7 @@ class Request:
         return self.path + b"?" + self.query if self.query else self.path
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """A response. The server adds Content-Length or chunks, and Connection; `close` ends the connection after it.
 
     A body that comes in `parts` has `length` bytes in all, None where that is not known before its end.

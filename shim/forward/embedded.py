@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import replace
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from shim.core.exchange import Caller, Request, Response
 from shim.errors import StoreError

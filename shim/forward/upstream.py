@@ -14,8 +14,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
+
+from msgspec.structs import replace
 
 from shim.core.address import Address
 from shim.core.exchange import Parts, Request, Response
