@@ -6,8 +6,8 @@
 
 A request that fails says little: its connection may have been closed at the very moment by a backend that is well.
 So it only brings doubt: others are asked first, and a check decides at once. A check that the kernel refuses is
-certain. One that is not answered, or badly, may be bad luck; two in a row are not, unless requests were answered
-in the meantime: a backend that does one thing at a time makes checks wait, and is not frozen.
+certain. One that is not answered, or badly, may be bad luck; two in a row are not. But a backend that answers
+requests while a check waits is busy, and not frozen.
 """
 
 from __future__ import annotations
@@ -54,10 +54,7 @@ class Health:
             self._become(State.DOUBTED, why, now)
 
     def check(self, finding: Finding, why: str, now: float, *, answered: bool) -> bool:
-        """A check ended. Whether the address went down or came up by it.
-
-        `answered`: requests were answered since it began, or the first of those in a row that failed.
-        """
+        """A check ended; `answered`: requests were answered meanwhile. Whether it took the address down or up."""
         was_down = self.state is State.DOWN
         if finding is Finding.PASSED:
             self.failures = 0

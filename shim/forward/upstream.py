@@ -98,7 +98,7 @@ class Endpoint:
         self.probe = probe
         self.health = Health(0.0)
         self.answers = 0
-        self.answers_before = 0  # when the last check began, or the first of those in a row that failed
+        self.answers_before = 0  # when the last check began
         self.doubted = asyncio.Event()
 
 
@@ -189,8 +189,7 @@ class Upstream:
         while True:
             began = now()
             endpoint.doubted.clear()
-            if not endpoint.health.failures:
-                endpoint.answers_before = endpoint.answers
+            endpoint.answers_before = endpoint.answers
             finding, why = await self._check(endpoint.probe)
             self._conclude(endpoint, finding, why)
             await asyncio.sleep(began + self._pace.again - now())
