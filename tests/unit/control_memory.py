@@ -45,6 +45,7 @@ class Memory:
         self.lacks: list[str] = []
         self.used: dict[UUID, tuple[int, int, int]] = {ONE: (5, 2, 1)}
         self.keys = 2
+        self.backends: list[shapes.BackendView] = []
 
     def _begin(self) -> None:
         fail, self.fail = self.fail, None
@@ -81,7 +82,7 @@ class Memory:
         addresses = ["169.254.169.254", "fd00:ec2::254"]
         return shapes.StatusView(
             "0.1.0", 4141, 11530.5, self.datapath, addresses, [80], 2, states, workers, ill, self.fallback, self.lacks,
-            "optional", {"/": "embedded", "/openstack": "nova"},
+            "optional", {"/": "embedded", "/openstack": "nova"}, self.backends,
         )  # fmt: skip
 
     async def ports(self) -> list[shapes.PortView]:

@@ -95,6 +95,18 @@ def test_status(run: Shell) -> None:
     assert shown["states"] == {"serving": 2, "refused": 0, "no-identity": 1}
 
 
+def test_status_of_backends(run: Shell, memory: Memory) -> None:
+    memory.backends = [
+        shapes.BackendView("nova", "http://a:1", True),
+        shapes.BackendView("nova", "unix:/b", False, "refused\x1b"),
+    ]
+    lines = run("status").out.splitlines()
+    assert lines[9:11] == ["backends   nova http://a:1 up", "           nova unix:/b down: refused?"]
+    assert run("status", "--json").json["backends"][1] == {
+        "name": "nova", "address": "unix:/b", "healthy": False, "why": "refused\x1b"
+    }  # fmt: skip
+
+
 def test_status_of_what_auto_fell_back_on(run: Shell, memory: Memory) -> None:
     memory.datapath, memory.fallback, memory.lacks = "nft", "No module named 'bcc'", ["VLAN tags", "more"]
     assert run("status").out.splitlines()[1:5] == [

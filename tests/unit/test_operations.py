@@ -108,6 +108,7 @@ def tell(tmp_path: Path) -> Iterator[Callable[..., None]]:
 
 
 Tell = Callable[..., None]
+URLS = ("http://10.0.0.1:8775", "http://10.0.0.2:8775")
 REQUIRED = PolicyChange(tokens=Tokens.REQUIRED)
 
 
@@ -197,6 +198,27 @@ def test_routes_to_a_backend_that_was_taken_away_are_an_ailment(tell: Tell) -> N
 
     tell(story)
     tell(without, b"")
+
+
+def test_addresses_that_are_down_are_ailments(tell: Tell) -> None:
+    async def story(host: Host) -> None:
+        def hear(*well: bool) -> None:
+            states = [feed.AddressHealth("nova", url, up, "" if up else "refused") for url, up in zip(URLS, well, strict=True)]
+            host.workers.ledger.hear(0, feed.Backends(states))
+
+        assert host.operations.down() == []
+        hear(False, True)
+        (ailment,) = host.operations.down()
+        assert (ailment.part, ailment.what) == ("backend nova", f"{URLS[0]} is down: refused")
+        shown = (await host.operations.status()).backends
+        assert [(one.name, one.address, one.healthy, one.why) for one in shown] == [
+            ("nova", URLS[0], False, "refused"), ("nova", URLS[1], True, ""),
+        ]  # fmt: skip
+        hear(False, False)
+        assert len(host.operations.down()) == 3
+        assert "guests get 503" in host.operations.down()[-1].what
+
+    tell(story, f'[nova]\naddresses = ["{URLS[0]}", "{URLS[1]}"]\nsecret_file = "/x"\n'.encode())
 
 
 def test_the_host_s_own_are_shown_where_an_instance_has_none(tell: Tell) -> None:
