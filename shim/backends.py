@@ -10,6 +10,7 @@ import logging
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shim.core.address import Address
@@ -26,6 +27,11 @@ from shim.settings import Nova as NovaSettings
 logger = logging.getLogger("shim.backends")
 
 SECRET_BYTES = 4096
+
+# A check ends by its own deadline, which is shorter. Each has a connection of its own: a kept one may be closed in
+# the instant that it is used, and that is no reason to think the backend dead.
+PROBE_SECONDS = 2.0
+PROBE_IDLE_SECONDS = 0.2
 
 Made = Nova | Http
 
@@ -121,15 +127,14 @@ class Backends:
         return self.upstreams[-1]
 
     def _endpoint(self, name: str, address: Address, known: Credentials) -> Endpoint:
-        client, probe = (self._client(name, address, known, most) for most in (self._forward.connections, 1))
-        return Endpoint(address, client, probe)
-
-    def _client(self, name: str, address: Address, known: Credentials, connections: int) -> Client:
-        return Client(
-            address,
-            tls=known.tls if address.tls else None,
-            connect_seconds=self._forward.connect_seconds,
-            read_seconds=self._forward.read_seconds,
-            connections=connections,
-            name=name,
+        forward = self._forward
+        make = partial(Client, address, tls=known.tls if address.tls else None, name=name)
+        client = make(
+            connect_seconds=forward.connect_seconds,
+            read_seconds=forward.read_seconds,
+            connections=forward.connections,
         )
+        probe = make(
+            connect_seconds=PROBE_SECONDS, read_seconds=PROBE_SECONDS, connections=1, idle_seconds=PROBE_IDLE_SECONDS
+        )
+        return Endpoint(address, client, probe)
