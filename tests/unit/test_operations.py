@@ -203,7 +203,8 @@ def test_routes_to_a_backend_that_was_taken_away_are_an_ailment(tell: Tell) -> N
 def test_addresses_that_are_down_are_ailments(tell: Tell) -> None:
     async def story(host: Host) -> None:
         def hear(*well: bool) -> None:
-            states = [feed.AddressHealth("nova", url, up, "" if up else "refused") for url, up in zip(URLS, well, strict=True)]
+            pairs = zip(URLS, well, strict=True)
+            states = [feed.AddressHealth("nova", url, up, "" if up else "refused") for url, up in pairs]
             host.workers.ledger.hear(0, feed.Backends(states))
 
         assert host.operations.down() == []
