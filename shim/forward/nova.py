@@ -15,6 +15,8 @@ logger = logging.getLogger("shim.forward")
 
 TOLD = 4096
 """Instances that are remembered as logged."""
+FORBIDDEN_SECONDS = 60.0
+"""Time between two log lines about one and the same thing: the shared secret."""
 
 
 class Nova:
@@ -29,6 +31,8 @@ class Nova:
         self._secret = secret
         self._tagged = Tagged(self._headers)
         self._told: dict[UUID, None] = {}
+        self._quiet_until = float("-inf")
+        upstream.forbidden = self._forbidden
         body = b"the project of this instance is not known yet\n"
         self._unknown = Response(503, RETRY_AFTER, body, backend=upstream.name)
 
@@ -51,3 +55,14 @@ class Nova:
         if len(self._told) >= TOLD:
             del self._told[next(iter(self._told))]
         self._told[instance] = None
+
+    def _forbidden(self) -> None:
+        """Nova answers 403 to a signature that it does not find right, and to nothing else."""
+        now = self._upstream.clock()
+        if now < self._quiet_until:
+            return
+        self._quiet_until = now + FORBIDDEN_SECONDS
+        logger.warning(
+            "backend %s: answers 403: the secret in nova.secret_file must be Nova's metadata_proxy_shared_secret",
+            self._upstream.name,
+        )

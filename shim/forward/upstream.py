@@ -115,6 +115,8 @@ class Upstream:
     ) -> None:
         self.name = name
         self.clock = clock
+        self.forbidden: Callable[[], None] | None = None
+        """Called when the backend answered a request with 403."""
         self._endpoints = tuple(endpoints)
         self._check_request = Request(b"GET", health_path)
         self._pace = pace
@@ -270,6 +272,8 @@ class Answer(Pending[Response]):
         self.call = None  # it holds this method, which holds this: not left to the collector
         if isinstance(outcome, Response):
             self._endpoint.answers += 1
+            if outcome.status == 403 and (forbidden := self._upstream.forbidden) is not None:
+                forbidden()
             self.set_result(outcome)
         else:
             self._failed(outcome)

@@ -16,7 +16,7 @@ from shim.core.address import parse_address
 from shim.core.exchange import Headers, Request, Response, Subject
 from shim.errors import BackendError
 from shim.forward.http import Http
-from shim.forward.nova import TOLD, Nova
+from shim.forward.nova import FORBIDDEN_SECONDS, TOLD, Nova
 from shim.forward.tagged import REMEMBERED, Tagged
 from shim.forward.upstream import Endpoint, Upstream
 
@@ -48,10 +48,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self.asked: list[Request] = []
+        self.answer = OK
 
     def ask(self, request: Request, done: Callable[[Response | BackendError], None]) -> Recorder:
         self.asked.append(request)
-        done(OK)
+        done(self.answer)
         return self
 
     def cancel(self) -> None:
@@ -141,6 +142,21 @@ def test_who_was_logged_is_bounded(backend, caplog):
     assert len(caplog.records) == TOLD + 10
     nova(Subject(UUID(int=0)), Request(b"GET", b"/"))
     assert len(caplog.records) == TOLD + 11
+
+
+def test_another_secret_than_novas_is_logged_now_and_then(loop, caplog):
+    now = 100.0
+    recorder = Recorder()
+    endpoint = Endpoint(parse_address("http://10.0.0.1:8775"), recorder, recorder)
+    nova = Nova(Upstream("nova", [endpoint], clock=lambda: now), SECRET)
+    nova(SUBJECT, Request(b"GET", b"/"))
+    assert caplog.records == []
+    recorder.answer = Response(403)
+    for now in (100.0, 101.0, 100.0 + FORBIDDEN_SECONDS):  # noqa: B007 - the clock reads it
+        assert nova(SUBJECT, Request(b"GET", b"/")).result().status == 403
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert "metadata_proxy_shared_secret" in caplog.text
+    assert SECRET.decode() not in caplog.text
 
 
 def test_secrets_are_not_logged(backend, caplog):
