@@ -106,7 +106,8 @@ def put_together(found: list[Event]) -> list[Event]:
             body += event.data
         elif isinstance(event, End):
             assert streamed is not None and streamed.request.length in (None, len(body))
-            request = replace(streamed.request, body=body, length=None)
+            asked = streamed.request
+            request = Request(asked.method, asked.path, asked.query, asked.headers, body)
             made.append(replace(streamed, request=request, streamed=False))
             streamed = None
         else:
