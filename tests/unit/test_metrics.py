@@ -241,6 +241,7 @@ async def test_packets_never_go_down(host: Host) -> None:
     assert await host.value("metashim_instance_packets_total", **of) == 109
     await host.unlink(2)
     assert await host.value("metashim_instance_packets_total", **of) is None
+    assert ONE not in host.metrics._packets.instances
     assert await host.value("metashim_packets_total", verdict="delivered") == 109
 
 
@@ -298,7 +299,7 @@ async def test_others_have_their_turn_between_slices(host: Host) -> None:
     async for _ in response.parts:
         pass
     task.cancel()
-    assert gathered >= 6
+    assert gathered >= 12, "while counters are read, and while ports are gone through"
     assert turns > gathered
 
 
