@@ -255,6 +255,7 @@ def test_idle_connections_are_closed_in_time(run: Run) -> None:
         async with backend(script, idle_seconds=0.1) as here:
             await ask(here.client)
             await until(lambda: closed == [1])
+            assert not here.client._idle
         async with backend(script, idle_seconds=20) as here:
             first, _ = begin(here.client)
             await ask(here.client)

@@ -171,7 +171,7 @@ def test_an_early_answer_to_an_upload_is_given(run: Run, length: int | None, the
         ended.append(1)
 
     async def main() -> None:
-        async with backend(script) as here:
+        async with backend(script, idle_seconds=60) as here:
             source = Endless()
             answer = await ask(here.client, Request(b"PUT", b"/", parts=source, length=length))
             assert isinstance(answer, Response)
@@ -301,7 +301,7 @@ def test_an_answer_that_is_closed_early_ends_the_connection(run: Run, how: str) 
         seen.append(await peer.gone())
 
     async def main() -> None:
-        async with backend(script) as here:
+        async with backend(script, read_seconds=60) as here:
             future, call = begin(here.client)
             answer = await future
             assert isinstance(answer, Response)
@@ -317,6 +317,43 @@ def test_an_answer_that_is_closed_early_ends_the_connection(run: Run, how: str) 
                 await asyncio.wait_for(reading, SOON)
             await until(lambda: seen == [b""])
             assert here.client.busy == 0
+
+    run(main())
+
+
+def test_a_connection_that_was_paused_at_the_end_of_a_body_is_kept(run: Run) -> None:
+    body = b"x" * (HIGH_BYTES + 10_000)
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.head()
+            peer.say_at_once(OK + b"Content-Length: %d\r\n\r\n" % len(body))
+            await asyncio.sleep(0.01)
+            peer.say_at_once(body)
+
+    async def main() -> None:
+        async with backend(script) as here:
+            first = await ask(here.client)
+            await until(lambda: here.client.busy == 0)
+            second = await ask(here.client)
+            assert [await whole(first), await whole(second)] == [body, body]
+            assert len(here.peers) == 1
+
+    run(main())
+
+
+def test_an_upload_takes_the_place_of_an_idle_connection(run: Run) -> None:
+    async def script(peer: Peer) -> None:
+        while True:
+            if b"chunked" in await peer.head():
+                assert await read_chunks(peer) == b"a"
+            await peer.say(HELLO)
+
+    async def main() -> None:
+        async with backend(script, connections=1) as here:
+            for request in (Request(b"GET", b"/"), Request(b"PUT", b"/", parts=parts(b"a")), Request(b"GET", b"/")):
+                assert await whole(await ask(here.client, request)) == b"hello"
+            assert len(here.peers) == 2
 
     run(main())
 

@@ -265,3 +265,21 @@ def test_a_failed_backend_comes_back(run: Run) -> None:
                 await asyncio.sleep(0.02)
 
     run(main())
+
+
+def test_a_call_that_waits_gets_the_place_of_one_that_failed(run: Run) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        if peer.number == 1:
+            peer.reset()
+        else:
+            await peer.say(HELLO)
+
+    async def main() -> None:
+        async with backend(script, connections=1) as here:
+            first, _ = begin(here.client)
+            second, _ = begin(here.client)
+            assert failure(await first) == (True, False)
+            assert await whole(await second) == b"hello"
+
+    run(main())

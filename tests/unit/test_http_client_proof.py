@@ -34,13 +34,17 @@ class Kept:
         self._listener = listener
         self.peer: socket.socket | None = None
 
+    async def accepted(self) -> socket.socket:
+        peer, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+        peer.setblocking(False)
+        return peer
+
     async def answered(self, times: int) -> None:
         loop = asyncio.get_running_loop()
         for _ in range(times):
             asked, _ = begin(self.client)
             if self.peer is None:
-                self.peer = (await loop.sock_accept(self._listener))[0]
-                self.peer.setblocking(False)
+                self.peer = await self.accepted()
             assert (await asyncio.wait_for(loop.sock_recv(self.peer, 65_536), SOON)).startswith(b"GET")
             self.peer.send(HELLO)
             assert await whole(await asked) == b"hello"
@@ -119,6 +123,27 @@ def test_closed_with_a_part_of_the_request_read(run: Run) -> None:
             assert await asyncio.get_running_loop().sock_recv(here.peer, 1000)
             here.close()
             assert failure(await asked) == (True, False)
+
+    run(main())
+
+
+def test_closed_after_an_upload_and_just_before_the_request(run: Run) -> None:
+    async def source() -> AsyncIterator[bytes]:
+        yield b"a"
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with kept(warm=0) as here:
+            uploaded, _ = begin(here.client, Request(b"PUT", b"/", parts=source()))
+            here.peer = await here.accepted()
+            received = b""
+            while not received.endswith(b"0\r\n\r\n"):
+                received += await asyncio.wait_for(loop.sock_recv(here.peer, 65_536), SOON)
+            here.peer.send(HELLO)
+            assert await whole(await uploaded) == b"hello"
+            here.close(reset=True)
+            asked, _ = begin(here.client)
+            assert failure(await asked) == (False, False)
 
     run(main())
 
