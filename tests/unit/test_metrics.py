@@ -284,7 +284,7 @@ async def test_ports_that_take_too_long_are_read_the_next_time(host: Host) -> No
 async def test_others_have_their_turn_between_slices(host: Host) -> None:
     for n in range(1, 7):
         await host.link(n, UUID(int=n))
-    host.step = metrics.SLICE_SECONDS
+    host.step = 2 * metrics.SLICE_SECONDS
     turns = 0
 
     async def other() -> None:
