@@ -29,11 +29,21 @@ def render(request: Request, authority: bytes) -> bytes:
     Raises ValueError on a method or header name that is no token, a header that is written here, a target with
     white space or controls, or a value with CR, LF or NUL.
     """
-    if request.parts is None:
-        body = request.body
-        length = len(body) if body or request.method in _BODY_EXPECTED else -1
-        return _head(request.method, request.path, request.query, request.headers, authority, length) + body
-    return _head(request.method, request.path, request.query, request.headers, authority, request.length)
+    # The last header may be a signature, which never comes again; all before it is remembered.
+    start = _start(request.method, request.path, request.query, request.headers[:-1], authority)
+    last = _header_line(request.headers[-1]) if request.headers else b""
+    if request.parts is not None:
+        return start + last + _framing(request.length)
+    body = request.body
+    if body or request.method in _BODY_EXPECTED:
+        return start + last + _framing(len(body)) + body
+    return start + last + b"\r\n"
+
+
+def _framing(length: int | None) -> bytes:
+    if length is None:
+        return b"Transfer-Encoding: chunked\r\n\r\n"
+    return b"Content-Length: %d\r\n\r\n" % length
 
 
 def chunk(part: bytes) -> bytes:
@@ -42,19 +52,12 @@ def chunk(part: bytes) -> bytes:
 
 
 @lru_cache(_MEMO_HEADS)
-def _head(
-    method: bytes, path: bytes, query: bytes, headers: Headers, authority: bytes, length: int | None
-) -> bytes:
-    """`length` None is for chunks, -1 for no body."""
+def _start(method: bytes, path: bytes, query: bytes, headers: Headers, authority: bytes) -> bytes:
     target = path + b"?" + query if query else path
     if not TOKEN.fullmatch(method) or not _TARGET.fullmatch(target):
         raise ValueError("a request's method or target is malformed")
-    lines = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method, target, authority), *map(_header_line, headers)]
-    if length is None:
-        lines.append(b"Transfer-Encoding: chunked\r\n")
-    elif length >= 0:
-        lines.append(b"Content-Length: %d\r\n" % length)
-    return b"".join(lines) + b"\r\n"
+    line = b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method, target, authority)
+    return line + b"".join(map(_header_line, headers))
 
 
 def _header_line(header: tuple[bytes, bytes]) -> bytes:
