@@ -23,7 +23,8 @@ from shim.errors import BackendError
 from shim.http.client_parts import HIGH_BYTES, IncomingParts
 from shim.http.client_proof import Proof
 from shim.http.client_upload import Upload
-from shim.http.reply import Malformed, Reply, read_whole
+from shim.http.reply import Reply, read_whole
+from shim.http.reply_head import Malformed
 
 # Bodies of a known length up to this are given whole.
 WHOLE_BYTES = 65_536

@@ -2,90 +2,28 @@
 
 Theory of operation. `read_whole` is the short way: bytes that are exactly one answer with a Content-Length.
 All else goes through a `Reply`, one for each request, which is fed what arrives and gives back the bytes of the
-body. Both read heads with `read_head`, whose grammar is that of RFC 9112 without its leniencies (folded lines, a
-bare LF, two lengths, a length and a coding): what a guest is given must have one reading. What a guest is given
-of a head is its end-to-end headers, in their order and spelling.
-
-Backends repeat themselves: a head is the same for a second (until its Date changes) and most of its lines for
-ever, so both are remembered by their exact bytes.
+body. The grammar, here and in `reply_head`, is that of RFC 9112 without its leniencies (folded lines, a bare LF,
+two lengths, a length and a coding): what a guest is given must have one reading.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
 from typing import Protocol
 
-from shim.core.exchange import Headers
-from shim.http.head import END, TOKEN
+from shim.http.head import END
+from shim.http.reply_head import Head, Malformed, read_field, read_head
 
 HEAD_BYTES = 65_536
-HEADERS = 200
 # Nobody sends more than a 103 and a 100; each costs a head's work and says nothing to a guest.
 INTERIM_HEADS = 8
 # A size of 15 digits is more than any disk holds. Extensions are few and short where they are used at all.
 SIZE_LINE_BYTES = 1024
 TRAILER_BYTES = 16_384
 
-_MEMO_HEADS = 512
-_MEMO_HEAD_BYTES = 1024
-_MEMO_LINES = 4096
-_MEMO_LINE_BYTES = 256
-
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t -~\x80-\xff]*)?")
 _STATUS_LINE_BEGINS = b"HTTP/1."
-_BREAKS = re.compile(rb"[\r\n\x00]")
 _BARE_BREAK = re.compile(rb"\x00|\r[^\n]|(?<!\r)\n")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
-_KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:.*[,;\s])?timeout=([0-9]{1,9})(?:[,;\s].*)?")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t -~\x80-\xff]*)?\r\n")
-# RFC 9110, 7.6.1, and what only the two ends of one connection say to each other (RFC 9110, 11.7).
-_HOP_BY_HOP = frozenset(
-    (
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authentication-info",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    )
-)
-_FRAMES = frozenset((b"content-length", b"transfer-encoding"))
-_CONCERNS = _FRAMES | {b"connection", b"keep-alive"}
-_NO_OPTIONS: frozenset[bytes] = frozenset()
-_PLAIN_OPTIONS = frozenset((b"close", b"keep-alive"))
-
-
-class Malformed(Exception):
-    """No answer that can be passed on. The message is ours, with no byte of the backend's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A well-formed head. `headers` are the end-to-end ones; `length` is what Content-Length says, None if nothing.
-
-    `idle_seconds` is how long the backend keeps the connection open after this answer, where it says so.
-    """
-
-    status: int
-    headers: Headers
-    length: int | None
-    chunked: bool
-    keep_alive: bool
-    idle_seconds: int | None
-
-    @property
-    def bodiless(self) -> bool:
-        """Whether no body follows, whatever the head says of one (RFC 9112, 6.3)."""
-        return self.status < 200 or self.status in (204, 304)
-
-
-# The short way.
 
 
 def read_whole(data: bytes) -> tuple[Head, bytes] | None:
@@ -100,100 +38,6 @@ def read_whole(data: bytes) -> tuple[Head, bytes] | None:
     if head.length != len(data) - end or head.bodiless:
         return None
     return head, data[end:]
-
-
-def read_head(raw: bytes) -> Head:
-    """Read a whole head, its blank line included. Raises Malformed."""
-    return _remembered_head(raw) if len(raw) <= _MEMO_HEAD_BYTES else _read_head(raw)
-
-
-def _read_head(raw: bytes) -> Head:
-    lines = raw[: -len(END)].split(b"\r\n")
-    found = _STATUS_LINE.fullmatch(lines[0])
-    if found is None:
-        raise Malformed("malformed status line")
-    if len(lines) > HEADERS + 1:
-        raise Malformed("too many headers")
-    http10 = found[1] == b"0"
-    headers, known = _read_fields(lines)
-    length, chunked = _framing(known, http10)
-    options = _options(known)
-    if options - _PLAIN_OPTIONS:
-        headers = [pair for pair in headers if pair[0].lower() not in options]
-    return Head(
-        status=int(found[2]),
-        headers=tuple(headers),
-        length=length,
-        chunked=chunked,
-        keep_alive=b"close" not in options and (not http10 or b"keep-alive" in options),
-        idle_seconds=_idle_seconds(known),
-    )
-
-
-_remembered_head = lru_cache(_MEMO_HEADS)(_read_head)
-
-
-def _read_fields(lines: list[bytes]) -> tuple[list[tuple[bytes, bytes]], dict[bytes, bytes]]:
-    """The end-to-end headers of a head's lines, and the values of what concerns the connection.
-
-    Of the latter only lists may come more than once, and are joined.
-    """
-    headers: list[tuple[bytes, bytes]] = []
-    known: dict[bytes, bytes] = {}
-    for line in islice(lines, 1, None):
-        field, passes, concern = _remembered_field(line) if len(line) <= _MEMO_LINE_BYTES else _read_field(line)
-        if passes:
-            headers.append(field)
-        if not concern:
-            continue
-        if concern not in known:
-            known[concern] = field[1]
-        elif concern in _FRAMES:
-            raise Malformed("more than one Content-Length or Transfer-Encoding")
-        else:
-            known[concern] += b"," + field[1]
-    return headers, known
-
-
-def _read_field(line: bytes) -> tuple[tuple[bytes, bytes], bool, bytes]:
-    """The header; whether it is an end-to-end one; and its name in lower case where it concerns the connection."""
-    name, colon, value = line.partition(b":")
-    if not colon or not TOKEN.fullmatch(name):
-        raise Malformed("malformed header line")
-    if _BREAKS.search(value):
-        raise Malformed("CR, LF or NUL in a header's value")
-    lower = name.lower()
-    return (name, value.strip(b" \t")), lower not in _HOP_BY_HOP, lower if lower in _CONCERNS else b""
-
-
-_remembered_field = lru_cache(_MEMO_LINES)(_read_field)
-
-
-def _framing(known: dict[bytes, bytes], http10: bool) -> tuple[int | None, bool]:
-    """Content-Length, and whether the body is chunked."""
-    length, coding = known.get(b"content-length"), known.get(b"transfer-encoding")
-    if coding is not None:
-        if length is not None or http10 or coding.lower() != b"chunked":
-            raise Malformed("Transfer-Encoding other than chunked, with Content-Length, or in HTTP/1.0")
-        return None, True
-    if length is None:
-        return None, False
-    if not _LENGTH.fullmatch(length):
-        raise Malformed("malformed Content-Length")
-    return int(length), False
-
-
-def _options(known: dict[bytes, bytes]) -> frozenset[bytes]:
-    value = known.get(b"connection")
-    if value is None:
-        return _NO_OPTIONS
-    return frozenset([option.strip(b" \t") for option in value.lower().split(b",")])
-
-
-def _idle_seconds(known: dict[bytes, bytes]) -> int | None:
-    value = known.get(b"keep-alive")
-    found = None if value is None else _KEEP_ALIVE_TIMEOUT.fullmatch(value.lower())
-    return int(found[1]) if found else None
 
 
 # Bodies.
@@ -320,7 +164,7 @@ class _ChunkedBody:
                 raise Malformed("trailers too large")
             return at
         for line in data[at:end].split(b"\r\n"):
-            _read_field(line)
+            read_field(line)
         self.over = True
         return end + len(END)
 

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shim.http.reply import (
-    HEAD_BYTES,
-    HEADERS,
-    INTERIM_HEADS,
-    SIZE_LINE_BYTES,
-    TRAILER_BYTES,
-    Malformed,
-    Reply,
-    read_head,
-    read_whole,
-)
+from shim.http.reply import HEAD_BYTES, INTERIM_HEADS, SIZE_LINE_BYTES, TRAILER_BYTES, Reply, read_whole
+from shim.http.reply_head import HEADERS, Malformed, read_head
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"

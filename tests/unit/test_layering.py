@@ -34,6 +34,7 @@ MUST_BE_PURE = (
     "http/client_request.py",
     "http/parse.py",
     "http/reply.py",
+    "http/reply_head.py",
     "http/serialize.py",
     "metadata/*.py",
 )
