@@ -350,7 +350,7 @@ class Http(Backend, frozen=True):
     )
     health_path: Annotated[
         str,
-        Meta(pattern=r"^/[!-~]{0,200}\Z", description="What it is asked for every 2 s; below 500 it is well."),
+        Meta(pattern=r"^/[!-~]{0,200}\Z", description="What it is asked for every 3 s; below 500 it is well."),
     ] = "/"
 
     def __post_init__(self) -> None:

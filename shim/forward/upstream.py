@@ -48,7 +48,7 @@ class Pace:
     """Seconds from the start of one check to the next of the same address. `again`: after one that did not pass, and
     the least in any case; more where that took longer, `deadline` at the most."""
 
-    well: float = 2.0
+    well: float = 3.0
     again: float = 0.5
     deadline: float = 1.0
 
