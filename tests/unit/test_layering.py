@@ -204,7 +204,7 @@ def test_impurities_are_seen(source, wrong):
     ("module", "heavy"),
     [
         ("shim.cli", {"bcc", "pyroute2", "rich", "uvloop", "scapy"}),  # waited for at every verb
-        # bcc is 60 MB resident: only the child that compiles has it; what serves metrics is 5 MB
+        # bcc is 60 MB resident: only the child that compiles has it; what serves metrics is 2 MB
         ("shim.agent", {"bcc", "scapy", "prometheus_client"}),
         ("shim.proxy", {"bcc", "pyroute2", "scapy", "rich", "prometheus_client"}),  # guests can reach it
     ],
