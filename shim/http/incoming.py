@@ -35,7 +35,7 @@ class Incoming(AsyncIterator[bytes]):
         while not self._parts:
             if self._cut:
                 raise ConnectionAbortedError("the request's body was cut off")
-            if not (self._arriving and self._wanted):
+            if not self._arriving:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -45,8 +45,9 @@ class Incoming(AsyncIterator[bytes]):
         return part
 
     async def aclose(self) -> None:
-        """Read no more: what is still to come is thrown away."""
+        """Read no more: what is still to come is thrown away, and who still reads hears that it was cut off."""
         self._wanted = False
+        self._cut = self._cut or self._arriving or bool(self._parts)
         self._drop()
         self._wake()
         self.listen()
