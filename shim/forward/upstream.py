@@ -115,6 +115,7 @@ class Upstream:
     ) -> None:
         self.name = name
         self.clock = clock
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.forbidden: Callable[[], None] | None = None
         """Called when the backend answered a request with 403."""
         self._endpoints = tuple(endpoints)
@@ -131,6 +132,7 @@ class Upstream:
 
     def start(self) -> None:
         """Begin to check, within the running loop. Requests need not wait for it."""
+        self.loop = asyncio.get_running_loop()
         self._tasks = [asyncio.ensure_future(self._watch(endpoint)) for endpoint in self._endpoints]
 
     async def close(self) -> None:
@@ -234,8 +236,8 @@ class Pending(asyncio.Future[T]):
 
     __slots__ = ("call",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        super().__init__(loop=loop)  # without one it would be looked for, which takes system calls
         self.call: Call | None = None
 
     def cancel(self, msg: Any | None = None) -> bool:
@@ -254,7 +256,7 @@ class Answer(Pending[Response]):
     _endpoint: Endpoint
 
     def __init__(self, upstream: Upstream, request: Request, endpoint: Endpoint) -> None:
-        super().__init__()
+        super().__init__(upstream.loop)
         self._upstream = upstream
         self._request = request
         self._began = upstream.clock()
