@@ -5,20 +5,17 @@ It is called once a request and returns what the server awaits, so each step is 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from uuid import UUID
 
-from shim.core.exchange import Caller, Request, Response, Subject
+from shim.core.exchange import Caller, Pending, Request, Response, Subject
 from shim.core.policy import Access, Tokens
 from shim.forward import token
 from shim.forward.allowance import TOO_MANY, Allowance, Concurrency
 from shim.forward.identify import Entry, Table
 from shim.forward.routes import Routes
 from shim.forward.subjects import Subjects
-from shim.http.client_parts import IncomingParts
 
 EMBEDDED = "embedded"
 
@@ -30,7 +27,7 @@ UNAVAILABLE = Response(
     503, ((b"content-type", b"text/plain"), (b"retry-after", b"2")), b"metadata is not available now\n"
 )
 
-Answer = Response | asyncio.Future[Response]
+Answer = Response | Pending
 
 Backend = Callable[[Subject, Request], Answer]
 """Answers who asks what."""
@@ -68,7 +65,7 @@ class Service:
         self._now = now
 
     def handle(self, caller: Caller, request: Request) -> Answer:
-        """The answer, or a Future of one; cancelling that gives the request up."""
+        """The answer, or one that is to come."""
         entry = self._table.entry(caller)
         if entry is None or entry.policy.access(caller.family) is not OPEN:
             return DISABLED
@@ -101,17 +98,9 @@ class Service:
         if not self._concurrency.enter(entry.instance):
             return TOO_MANY
         answer = backend(self._subjects.of(entry), request)
-        if isinstance(answer, Response):
-            self._concurrency.leave(entry.instance)
-        else:
-            answer.add_done_callback(partial(self._answered, entry.instance))
-        return answer
-
-    def _answered(self, instance: UUID, answer: asyncio.Future[Response]) -> None:
-        """The request is over, unless its answer is still arriving in parts."""
-        parts = None if answer.cancelled() or answer.exception() else answer.result().parts
-        leave = partial(self._concurrency.leave, instance)
-        if isinstance(parts, IncomingParts):
-            parts.when_over(leave)
+        leave = partial(self._concurrency.leave, entry.instance)
+        if isinstance(answer, Pending):
+            answer.when_over(leave)
         else:
             leave()
+        return answer

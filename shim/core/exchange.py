@@ -6,7 +6,7 @@ order of the wire. Header names of a response may be in any case.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -60,6 +60,68 @@ class Response(msgspec.Struct, frozen=True):
     parts: Parts | None = None
     length: int | None = None
     backend: str = ""
+
+
+class Pending:
+    """A response that is to come, for the one who waits for it.
+
+    What a Future is, without its way through the event loop: who waits is called at the very place where the
+    response comes. So `then` must bear to be called from anywhere.
+    """
+
+    __slots__ = ("_over", "_response", "_then")
+
+    def __init__(self) -> None:
+        self._response: Response | None = None
+        self._then: Callable[[Response], None] | None = None
+        self._over: Callable[[], None] | None = None
+
+    @property
+    def response(self) -> Response | None:
+        """The response, once it is there."""
+        return self._response
+
+    def then(self, call: Callable[[Response], None]) -> None:
+        """Have `call` called with the response: now, if it is there."""
+        if self._response is not None:
+            call(self._response)
+        else:
+            self._then = call
+
+    def when_over(self, call: Callable[[], None]) -> None:
+        """Have `call` called once when nothing more will come, parts of the body included, or it was given up.
+
+        To be asked for before the response is there.
+        """
+        self._over = call
+
+    def settle(self, response: Response) -> None:
+        """This is the response."""
+        self._response = response
+        then, self._then = self._then, None
+        if response.parts is None:
+            self._end()
+        elif self._over is not None:
+            over, self._over = self._over, None
+            getattr(response.parts, "when_over", _at_once)(over)
+        if then is not None:
+            then(response)
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        self._then = None
+        if self._response is None:
+            self._end()
+
+    def _end(self) -> None:
+        over, self._over = self._over, None
+        if over is not None:
+            over()
+
+
+def _at_once(call: Callable[[], None]) -> None:
+    """Parts that do not tell when they are over hold nothing."""
+    call()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
 
-from shim.core.exchange import Headers, Request, Response, Subject
+from shim.core.exchange import Headers, Pending, Request, Response, Subject
 from shim.forward.tag import NONCE_BYTES, Identity, clean
 from shim.forward.tagged import Tagged, with_headers
 from shim.forward.upstream import Upstream
@@ -35,7 +34,7 @@ class Http:
         self._nonce = nonce
         self._tagged = Tagged(self._headers)
 
-    def __call__(self, subject: Subject, request: Request) -> Response | asyncio.Future[Response]:
+    def __call__(self, subject: Subject, request: Request) -> Response | Pending:
         """The answer; never raises for what a guest sends."""
         tagged = self._tagged(subject, request)
         assert tagged is not None  # _headers always gives some

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from uuid import UUID
 
-from shim.core.exchange import Headers, Request, Response, Subject
+from shim.core.exchange import Headers, Pending, Request, Response, Subject
 from shim.forward.tag import clean, nova_headers
 from shim.forward.tagged import Tagged
 from shim.forward.upstream import RETRY_AFTER, Upstream
@@ -36,7 +35,7 @@ class Nova:
         body = b"the project of this instance is not known yet\n"
         self._unknown = Response(503, RETRY_AFTER, body, backend=upstream.name)
 
-    def __call__(self, subject: Subject, request: Request) -> Response | asyncio.Future[Response]:
+    def __call__(self, subject: Subject, request: Request) -> Response | Pending:
         """The answer; never raises for what a guest sends."""
         tagged = self._tagged(subject, request)
         if tagged is None:

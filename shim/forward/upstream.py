@@ -15,16 +15,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 
 from shim.core.address import Address
-from shim.core.exchange import Parts, Request, Response
+from shim.core.exchange import Parts, Pending, Request, Response
 from shim.errors import BackendError
 from shim.forward.health import Finding, Health, State, judge
-
-T = TypeVar("T")
 
 logger = logging.getLogger("shim.forward")
 
@@ -115,7 +114,6 @@ class Upstream:
     ) -> None:
         self.name = name
         self.clock = clock
-        self.loop: asyncio.AbstractEventLoop | None = None
         self.forbidden: Callable[[], None] | None = None
         """Called when the backend answered a request with 403."""
         self._endpoints = tuple(endpoints)
@@ -132,7 +130,6 @@ class Upstream:
 
     def start(self) -> None:
         """Begin to check, within the running loop. Requests need not wait for it."""
-        self.loop = asyncio.get_running_loop()
         self._tasks = [asyncio.ensure_future(self._watch(endpoint)) for endpoint in self._endpoints]
 
     async def close(self) -> None:
@@ -154,7 +151,7 @@ class Upstream:
 
     # Requests.
 
-    def ask(self, request: Request) -> Response | asyncio.Future[Response]:
+    def ask(self, request: Request) -> Response | Pending:
         """The answer, whatever happens a Response; cancelling it gives the request up. At once if no address is up."""
         preferred = self._preferred
         if not preferred:
@@ -202,17 +199,21 @@ class Upstream:
                     await asyncio.wait_for(endpoint.doubted.wait(), began + self._pace.well - now())
 
     async def _check(self, probe: Client) -> tuple[Finding, str]:
-        pending = Pending[Response | BackendError]()
+        outcome: asyncio.Future[Response | BackendError] = asyncio.get_running_loop().create_future()
+        call: Call | None = None
         try:
-            pending.call = probe.ask(self._check_request, pending.set_result)
+            call = probe.ask(self._check_request, partial(_settle, outcome))
             async with asyncio.timeout(self._pace.deadline):
-                found = await pending
+                found = await outcome
             if isinstance(found, Response) and found.parts is not None:
                 await close_parts(found.parts)
         except TimeoutError:
             return Finding.SILENT, f"no answer to a check within {self._pace.deadline:g} s"
         except Exception as error:  # noqa: BLE001 - the boundary of one check: the next one may do better
             return Finding.BAD, f"a check failed: {error!r}"
+        finally:
+            if call is not None and outcome.cancelled():
+                call.cancel()
         return judge(found)
 
     def _conclude(self, endpoint: Endpoint, finding: Finding, why: str) -> None:
@@ -231,52 +232,48 @@ class Upstream:
         self._preferred = tuple(e for e in self._usable if e.health.state is State.UP) or self._usable
 
 
-class Pending(asyncio.Future[T]):
-    """What comes of a call; cancelling it gives the call up at once, so that nothing comes of it any more."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        super().__init__(loop=loop)  # without one it would be looked for, which takes system calls
-        self.call: Call | None = None
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """The guest has gone, or the time is over."""
-        call, self.call = self.call, None
-        if call is not None:
-            call.cancel()
-        return super().cancel(msg)
+def _settle(outcome: asyncio.Future[Response | BackendError], found: Response | BackendError) -> None:
+    if not outcome.done():  # its time may be over in this very turn of the loop
+        outcome.set_result(found)
 
 
-class Answer(Pending[Response]):
+class Answer(Pending):
     """The answer to one request, whichever address gives it."""
 
-    __slots__ = ("_began", "_endpoint", "_request", "_tried", "_upstream")
+    __slots__ = ("_began", "_call", "_endpoint", "_request", "_tried", "_upstream")
 
     _endpoint: Endpoint
 
     def __init__(self, upstream: Upstream, request: Request, endpoint: Endpoint) -> None:
-        super().__init__(upstream.loop)
+        super().__init__()
         self._upstream = upstream
         self._request = request
         self._began = upstream.clock()
         self._tried: tuple[Endpoint, ...] = ()
+        self._call: Call | None = None
         self._try(endpoint)
+
+    def cancel(self) -> None:
+        """The guest has gone: the backend is left at once too."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+        super().cancel()
 
     def _try(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._tried = tried = (*self._tried, endpoint)
         call = endpoint.client.ask(self._request, self._ended)
-        if self._tried is tried and not self.done():
-            self.call = call
+        if self._tried is tried and self.response is None:
+            self._call = call
 
     def _ended(self, outcome: Response | BackendError) -> None:
-        self.call = None  # it holds this method, which holds this: not left to the collector
+        self._call = None  # it holds this method, which holds this: not left to the collector
         if isinstance(outcome, Response):
             self._endpoint.answers += 1
             if outcome.status == 403 and (forbidden := self._upstream.forbidden) is not None:
                 forbidden()
-            self.set_result(outcome)
+            self.settle(outcome)
         else:
             self._failed(outcome)
 
@@ -286,7 +283,7 @@ class Answer(Pending[Response]):
         spent = error.sent or (isinstance(parts, Once) and parts.begun)
         other = None if spent else self._upstream.another(self._tried, self._began)
         if other is None:
-            self.set_result(self._upstream.failure(error))
+            self.settle(self._upstream.failure(error))
         else:
             self._try(other)
 

@@ -19,12 +19,12 @@ so that nobody takes a part of a message for the whole.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Awaitable, Hashable
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from shim.core.exchange import Parts, Request, Response
+from shim.core.exchange import Parts, Pending, Request, Response
 from shim.http.incoming import Incoming
 from shim.http.line import Line, State
 from shim.http.outgoing import Outgoing
@@ -81,7 +81,7 @@ class Channel(Line, Generic[C]):
         self._progress = 0
         # Its response, while parts of it are still to be sent.
         self._outgoing: Outgoing | None = None
-        self._task: asyncio.Future[Any] | None = None
+        self._task: asyncio.Future[Any] | Pending | None = None
 
     # What asyncio calls.
 
@@ -216,28 +216,43 @@ class Channel(Line, Generic[C]):
         try:
             answer = self._server.handler(self.caller, request)
             if not isinstance(answer, Response):
-                self._expect(asked, asyncio.ensure_future(answer))
+                self._expect(asked, answer)
                 return
         except Exception as error:  # noqa: BLE001 - the boundary of one request
             answer = self._server.fail(asked.request.method, error)
         self._send(asked, answer)
 
-    def _expect(self, asked: Received, task: asyncio.Future[Response]) -> None:
-        self._state = State.ANSWERING
-        self.deadline = inf
+    def _expect(self, asked: Received, answer: Pending | Awaitable[Response]) -> None:
+        if isinstance(answer, Pending):
+            if answer.response is not None:  # not by `then`, which would take turns within turns
+                self._send(asked, answer.response)
+                return
+            self._await_response()
+            self._task = answer
+            answer.then(partial(self._arrived, asked))
+            return
+        task = asyncio.ensure_future(answer)
+        self._await_response()
         self._task = task
         task.add_done_callback(partial(self._answered, asked))
+
+    def _await_response(self) -> None:
+        self._state = State.ANSWERING
+        self.deadline = inf
         if self._incoming is not None:
             self._set_deadline()
 
     def _answered(self, asked: Received, task: asyncio.Future[Response]) -> None:
-        self._task = None
         try:
             answer = task.result()
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as in _answer
             if self._state is not State.ANSWERING:
                 return  # it was given up, by us
             answer = self._server.fail(asked.request.method, error)
+        self._arrived(asked, answer)
+
+    def _arrived(self, asked: Received, answer: Response) -> None:
+        self._task = None
         if self._state is not State.ANSWERING:
             self._server.discard(answer)
             return

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from shim.core.exchange import Request, Response
+from shim.core.exchange import Pending, Request, Response
 from shim.http.channel import C, Channel
 from shim.http.limits import Limits
 from shim.http.parse import Heads, Phase, Received
@@ -64,7 +64,7 @@ backend     as in Response
 class Server(Generic[C]):
     """Answers requests of callers of type C.
 
-    handler    (caller, request) → Response, or an awaitable of one. What it raises becomes a 500.
+    handler    (caller, request) → Response, one that is Pending, or an awaitable of one. What it raises becomes a 500.
     admit      (peer's address, own address), as the socket has them → the caller, or None: reset at once
     limit_key  caller → what `limits.connections_per_instance` counts by
     clock      seconds; the system's monotonic one if None
@@ -73,7 +73,7 @@ class Server(Generic[C]):
 
     def __init__(
         self,
-        handler: Callable[[C, Request], Response | Awaitable[Response]],
+        handler: Callable[[C, Request], Response | Pending | Awaitable[Response]],
         limits: Limits,
         admit: Callable[[Any, Any], C | None],
         *,

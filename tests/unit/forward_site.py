@@ -9,7 +9,7 @@ from typing import Any
 import uvloop
 
 from shim.core.address import parse_address
-from shim.core.exchange import Request, Response
+from shim.core.exchange import Pending, Request, Response
 from shim.errors import BackendError
 from shim.forward.upstream import Endpoint, Pace, Upstream
 
@@ -127,6 +127,21 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-def ended(answer: Response | asyncio.Future[Response]) -> Response:
+def ended(answer: Response | Pending) -> Response:
     """What is at hand by now."""
-    return answer if isinstance(answer, Response) else answer.result()
+    response = answer.response if isinstance(answer, Pending) else answer
+    assert response is not None
+    return response
+
+
+async def arrived(answer: Response | Pending) -> Response:
+    """What comes of it; who gives up waiting gives the answer up."""
+    if isinstance(answer, Response):
+        return answer
+    future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    answer.then(future.set_result)
+    try:
+        return await future
+    except asyncio.CancelledError:
+        answer.cancel()
+        raise

@@ -84,7 +84,7 @@ def backend(loop):
 def test_nova_is_told_who_asks_and_nothing_that_the_guest_says_of_it(backend):
     recorder, upstream = backend
     request = Request(b"GET", b"/openstack", b"a=b", GUEST)
-    assert Nova(upstream, SECRET)(SUBJECT, request).result() is OK
+    assert Nova(upstream, SECRET)(SUBJECT, request).response is OK
     (asked,) = recorder.asked
     assert (asked.method, asked.path, asked.query, asked.body) == (b"GET", b"/openstack", b"a=b", b"")
     assert sorted((name.lower(), value) for name, value in asked.headers) == [
@@ -129,7 +129,7 @@ def test_without_a_project_nova_is_not_asked_and_it_is_logged_once(backend, capl
     assert recorder.asked == []
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert str(VECTOR) in caplog.text
-    assert nova(SUBJECT, Request(b"GET", b"/")).result() is OK, "as soon as it is known"
+    assert nova(SUBJECT, Request(b"GET", b"/")).response is OK, "as soon as it is known"
 
 
 def test_who_was_logged_is_bounded(backend, caplog):
@@ -153,7 +153,7 @@ def test_another_secret_than_novas_is_logged_now_and_then(loop, caplog):
     assert caplog.records == []
     recorder.answer = Response(403)
     for now in (100.0, 101.0, 100.0 + FORBIDDEN_SECONDS):  # noqa: B007 - the clock reads it
-        assert nova(SUBJECT, Request(b"GET", b"/")).result().status == 403
+        assert nova(SUBJECT, Request(b"GET", b"/")).response.status == 403
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert "metadata_proxy_shared_secret" in caplog.text
     assert SECRET.decode() not in caplog.text

@@ -17,7 +17,7 @@ from shim.core.address import parse_address
 from shim.core.exchange import Request, Response
 from shim.forward.upstream import Endpoint, Pace, Upstream
 from shim.http.client import Client
-from tests.unit.forward_site import run, until
+from tests.unit.forward_site import arrived, run, until
 
 GET = Request(b"GET", b"/latest/meta-data/")
 POST = Request(b"POST", b"/openstack/latest/password", body=b"x")
@@ -106,8 +106,7 @@ class Site:
         return [state.healthy for state in self.upstream.states]
 
     async def get(self, request: Request = GET) -> Response:
-        answer = self.upstream.ask(request)
-        return answer if isinstance(answer, Response) else await answer
+        return await arrived(self.upstream.ask(request))
 
     async def statuses(self, count: int, request: Request = GET) -> list[int]:
         return [(await self.get(request)).status for _ in range(count)]

@@ -12,7 +12,7 @@ from shim.core.exchange import Request, Response
 from shim.errors import BackendError
 from shim.forward.health import Finding, Health, State, judge
 from shim.forward.upstream import Pace
-from tests.unit.forward_site import BROKEN, GET, LATE, OK, REFUSED, ByHand, Site, ended, run, until
+from tests.unit.forward_site import BROKEN, GET, LATE, OK, REFUSED, ByHand, Site, arrived, ended, run, until
 
 # What is thought of an address.
 
@@ -178,7 +178,7 @@ def test_requests_at_a_frozen_address_end_when_checks_find_it_so():
         site.probes[0].always = None
         site.upstream.start()
         answer = site.upstream.ask(GET)
-        assert (await answer).status == 504
+        assert (await arrived(answer)).status == 504
         assert site.healthy == [False] and "no answer to a check" in site.clients[0].silenced[0]
         assert len(site.probes[0].calls) <= 1, "checks that were not answered are given up"
         assert ended(site.upstream.ask(GET)).status == 503
@@ -212,7 +212,7 @@ def test_slow_answers_are_waited_for_while_checks_pass():
         site.upstream.start()
         answer = site.upstream.ask(GET)
         await until(lambda: len(site.probes[0].asked) >= 10)
-        assert not answer.done() and site.healthy == [True]
+        assert answer.response is None and site.healthy == [True]
         site.clients[0].end(OK)
         assert ended(answer) == OK
         await site.upstream.close()
