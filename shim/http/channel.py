@@ -68,7 +68,7 @@ class Channel(Line, Generic[C]):
     key: Hashable
 
     def __init__(self, server: Server[C]) -> None:
-        super().__init__(server.clock, server.limits.drain_seconds)
+        super().__init__(server.clock, server.limits.drain_seconds, server.outbox)
         self._server = server
         self._parser = Connection(server.heads)
         # What the deadline is for; None when a request has come since it was set.
@@ -131,7 +131,7 @@ class Channel(Line, Generic[C]):
     def refuse(self, status: int, reason: str) -> None:
         """Answer without asking the handler, and end."""
         answer = error_response(status, reason)
-        self._transport.write(render(answer, head=False, keep_alive=False, http10=False))
+        self._write(render(answer, head=False, keep_alive=False, http10=False))
         self._tell(status, len(answer.body))
         self._linger()
 
@@ -193,7 +193,7 @@ class Channel(Line, Generic[C]):
         elif isinstance(event, Malformed):
             self._meet_malformed(event)
         else:
-            self._transport.write(CONTINUE)
+            self._write(CONTINUE)
 
     def _meet_malformed(self, event: Malformed) -> None:
         self._server.stats.malformed += 1
@@ -269,7 +269,10 @@ class Channel(Line, Generic[C]):
             last = True
             response = self._server.fail(asked.request.method, error)
             data = render(response, head=asked.head_only, keep_alive=False, http10=asked.http10)
-        self._transport.write(data)
+        if last or response.parts is not None:
+            self._write(data)
+        else:
+            self._hold(data)
         if response.parts is None:
             size = len(response.body) if body_sent(response, asked.head_only) else 0
             self._tell(response.status, size, response.backend)

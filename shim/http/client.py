@@ -15,6 +15,7 @@ from shim.core.exchange import Request
 from shim.errors import BackendError
 from shim.http.client_connection import Call, Connection, Done
 from shim.http.client_request import render
+from shim.http.outbox import Outbox
 
 # Within a second a guest hears that there is no backend: this is the part of it that a call may queue.
 WAIT_SECONDS = 0.9
@@ -49,6 +50,7 @@ class Client:
         self.read_seconds = read_seconds
         self.idle_seconds = idle_seconds
         self.clock = self._loop.time
+        self.outbox = Outbox(self._loop.call_soon)
         self._authority = address.authority
         self._tls = tls
         self._connect_seconds = connect_seconds

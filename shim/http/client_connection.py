@@ -23,6 +23,7 @@ from shim.errors import BackendError
 from shim.http.client_parts import HIGH_BYTES, IncomingParts
 from shim.http.client_proof import Proof
 from shim.http.client_upload import Upload
+from shim.http.outbox import Outbox
 from shim.http.reply import Reply, read_whole
 from shim.http.reply_head import Malformed
 
@@ -43,6 +44,7 @@ class Pool(Protocol):
     name: str
     read_seconds: float
     idle_seconds: float
+    outbox: Outbox
     clock: Callable[[], float]
 
     def opened(self, connection: Connection) -> None:
@@ -86,6 +88,7 @@ class Connection(asyncio.Protocol):
         "_before",
         "_call",
         "_gathered",
+        "_held",
         "_parts",
         "_pool",
         "_proof",
@@ -110,6 +113,7 @@ class Connection(asyncio.Protocol):
         self._upload: Upload | None = None
         self._proof: Proof | None = None
         self._write_full = False
+        self._held = b""  # a request that is not given to the transport yet
         self._written = 0  # bytes given to the transport, and before the request under way
         self._before = 0
         self.deadline = inf
@@ -127,6 +131,8 @@ class Connection(asyncio.Protocol):
         call = self._call
         if call is None:
             self.abort()  # nobody asked
+        elif self._held:
+            self.fail(BackendError("the backend spoke before it was asked", sent=False))
         elif self._reply is not None or self._upload is not None or call.request.method == b"HEAD":
             self._receive(call, data)
         else:
@@ -185,14 +191,23 @@ class Connection(asyncio.Protocol):
         self._before = self._written
         self._written += len(call.wire)
         self.deadline = self._pool.clock() + self._pool.read_seconds
-        self._transport.write(call.wire)
         request = call.request
-        if request.parts is not None:
+        if request.parts is None:
+            self._held = call.wire
+            self._pool.outbox.post(self)
+        else:
+            self._transport.write(call.wire)
             self._upload = Upload(
                 self._transport, request.parts, request.length, self._pool.read_seconds, self._uploaded
             )
             if self._write_full:
                 self._upload.pause()
+
+    def flush(self) -> None:
+        """Send the request that was held back."""
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
 
     def cancel(self) -> None:
         """The call under way is not wanted any more: nor is the connection, as its answer may still come."""
@@ -296,6 +311,7 @@ class Connection(asyncio.Protocol):
     # Ways to end.
 
     def _let_go(self) -> None:
+        self._held = b""
         if self._call is not None:
             self._call.connection = None
             self._call = None
@@ -324,7 +340,7 @@ class Connection(asyncio.Protocol):
         if call is None:
             return
         if reply is None:
-            unsent = self._proves_unsent(call, error)
+            unsent = bool(self._held) or self._proves_unsent(call, error)
             self.fail(BackendError(f"no answer: {_reason(error)}", sent=not unsent))
         elif error is not None:
             self.fail(BackendError(f"the answer was cut off: {_reason(error)}", sent=True))

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from enum import Enum
 from math import inf
 
+from shim.http.outbox import Outbox
+
 # How long what a refused peer still sends is taken off its hands. Closing at once would send a reset,
 # and a reset makes the peer's kernel throw away the response that was to tell it why (RFC 9112, 9.6).
 LINGER_SECONDS = 2.0
@@ -26,16 +28,21 @@ class State(Enum):
     CLOSING = "said its last, and waits for it to be sent"
     GONE = "closed"
 
+# Held back at most for the end of a turn: a usual answer, or a few small ones to who asks for many at once.
+HELD_BYTES = 20_000
+
 
 class Line(asyncio.Protocol):
     """The part of a channel that knows nothing of HTTP. `deadline`: when the peer must have done what it has to."""
 
-    __slots__ = ("_drain_seconds", "_now", "_state", "_transport", "_write_full", "deadline")
+    __slots__ = ("_drain_seconds", "_held", "_now", "_outbox", "_state", "_transport", "_write_full", "deadline")
 
     _transport: asyncio.Transport
 
-    def __init__(self, clock: Callable[[], float], drain_seconds: float) -> None:
+    def __init__(self, clock: Callable[[], float], drain_seconds: float, outbox: Outbox) -> None:
         self._now = clock
+        self._outbox = outbox
+        self._held = b""
         self._drain_seconds = drain_seconds
         self._state = State.READING
         self._write_full = False
@@ -49,7 +56,29 @@ class Line(asyncio.Protocol):
         self._end(State.CLOSING, inf)
         self._transport.abort()
 
+    def flush(self) -> None:
+        """Write what was held back."""
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
+
+    def _hold(self, data: bytes) -> None:
+        """Write this at the end of the loop's turn; at once if it is much."""
+        if len(self._held) + len(data) > HELD_BYTES:
+            self._write(data)
+            return
+        if not self._held:
+            self._outbox.post(self)
+        self._held += data
+
+    def _write(self, data: bytes) -> None:
+        """Write now, after what was held back."""
+        if self._held:
+            data, self._held = self._held + data, b""
+        self._transport.write(data)
+
     def _linger(self) -> None:
+        self.flush()
         self._end(State.LINGERING, self._drain_seconds if self._write_full else LINGER_SECONDS)
         try:
             self._transport.write_eof()
@@ -60,6 +89,7 @@ class Line(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _close(self) -> None:
+        self.flush()
         self._end(State.CLOSING, self._drain_seconds)
         self._transport.close()
 

@@ -19,6 +19,7 @@ from typing import Any, Generic
 from shim.core.exchange import Pending, Request, Response
 from shim.http.channel import C, Channel
 from shim.http.limits import Limits
+from shim.http.outbox import Outbox
 from shim.http.parse import Heads, Phase, Received
 from shim.http.serialize import error_response
 
@@ -88,6 +89,7 @@ class Server(Generic[C]):
         self.clock = clock or time.monotonic
         self.observe = observe
         self.call_soon = loop.call_soon
+        self.outbox = Outbox(loop.call_soon)
         self.patience = _patience(limits)
         self.stats = Stats()
         self.draining = False
