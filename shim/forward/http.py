@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from itertools import count
 
 from shim.core.exchange import Headers, Pending, Request, Response, Subject
 from shim.forward.tag import NONCE_BYTES, Identity, clean
@@ -16,7 +17,7 @@ class Http:
     """A backend: call it with who asks and what.
 
     `templates`: header name → value, see tag.Identity. Without a `secret` nothing is signed. `now` is Unix time,
-    `nonce` gives that many bytes that never came before. Raises ValueError for a template that cannot be.
+    `nonce` gives 16 bytes that never came before. Raises ValueError for a template that cannot be.
     """
 
     def __init__(
@@ -25,13 +26,13 @@ class Http:
         templates: Mapping[str, str],
         secret: bytes = b"",
         now: Callable[[], float] = time.time,
-        nonce: Callable[[int], bytes] = os.urandom,
+        nonce: Callable[[], bytes] | None = None,
     ) -> None:
         self._upstream = upstream
         self._identity = Identity(templates, secret)
         self._signs = bool(secret)
         self._now = now
-        self._nonce = nonce
+        self._nonce = nonce or Nonces(os.urandom(NONCE_BYTES - 8))
         self._tagged = Tagged(self._headers)
 
     def __call__(self, subject: Subject, request: Request) -> Response | Pending:
@@ -44,6 +45,20 @@ class Http:
         return clean(headers, self._identity.names) + self._identity.headers(subject)
 
     def _signed(self, subject: Subject, request: Request) -> Request:
-        nonce = self._nonce(NONCE_BYTES)
+        nonce = self._nonce()
         field = self._identity.signature(subject, request.method, request.target, self._now(), nonce)
         return with_headers(request, (*request.headers, field))
+
+
+class Nonces:
+    """Each call gives 16 bytes that no other gives: what is random of this object, and a count."""
+
+    __slots__ = ("_count", "_prefix")
+
+    def __init__(self, prefix: bytes) -> None:
+        self._prefix = prefix
+        self._count = count()
+
+    def __call__(self) -> bytes:
+        """The next one."""
+        return self._prefix + next(self._count).to_bytes(8)

@@ -13,6 +13,7 @@ Credentials that the guest itself holds (Authorization, Cookie) pass: they say w
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 from collections.abc import Mapping
@@ -168,7 +169,7 @@ class Identity:
         for name, template in templates.items():
             check_template(name, template)
         self._templates = tuple((name.encode(), template) for name, template in templates.items())
-        self._signer = hmac.new(secret, digestmod="sha256")
+        self._inner, self._outer = _hmac_states(secret)
         self.names = frozenset(name.lower() for name, _ in self._templates)
         self.headers = lru_cache(maxsize=4096)(self._headers)
         """The headers of a subject, without the signature: `headers(subject)`."""
@@ -184,9 +185,17 @@ class Identity:
         """The signature header of one request: see docs/signature.md. `now` is Unix time, `nonce` 16 random bytes."""
         t, n = b"%d" % now, nonce.hex().encode()
         said = _signed_subject(subject), method, target, t, n
-        signer = self._signer.copy()
-        signer.update(b"\n".join(said))
-        return SIGNATURE, b"v1 t=%b n=%b s=%b" % (t, n, signer.hexdigest().encode())
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(b"\n".join(said))
+        outer.update(inner.digest())
+        return SIGNATURE, b"v1 t=%b n=%b s=%b" % (t, n, outer.hexdigest().encode())
+
+
+def _hmac_states(key: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
+    """What HMAC (RFC 2104) has after the key: copying these takes half the time of copying an hmac object."""
+    block = (hashlib.sha256(key).digest() if len(key) > 64 else key).ljust(64, b"\0")
+    inner, outer = (bytes(byte ^ pad for byte in block) for pad in (0x36, 0x5C))
+    return hashlib.sha256(inner), hashlib.sha256(outer)
 
 
 def _facts(subject: Subject) -> dict[str, str]:

@@ -16,6 +16,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 # A guest repeats its requests, and its headers with them. 256 heads of at most some 16 KiB.
 _MEMO_HEADS = 256
+_MEMO_HEADERS = 1024
 _TARGET = re.compile(rb"[!-~\x80-\xff]+")
 _BREAKS = re.compile(rb"[\r\n\x00]")
 _OURS = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection"))
@@ -60,6 +61,7 @@ def _start(method: bytes, path: bytes, query: bytes, headers: Headers, authority
     return line + b"".join(map(_header_line, headers))
 
 
+@lru_cache(_MEMO_HEADERS)
 def _header_line(header: tuple[bytes, bytes]) -> bytes:
     name, value = header
     if not TOKEN.fullmatch(name) or name.lower() in _OURS:

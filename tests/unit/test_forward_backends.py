@@ -186,7 +186,7 @@ def test_any_service_is_told_in_the_operators_words(backend):
 def test_a_signature_covers_the_request_and_is_never_the_same(backend):
     recorder, upstream = backend
     nonces = iter((b"\x01" * 16, b"\x02" * 16))
-    http = Http(upstream, TEMPLATES, SECRET, now=lambda: 1700000000.9, nonce=lambda size: next(nonces))
+    http = Http(upstream, TEMPLATES, SECRET, now=lambda: 1700000000.9, nonce=lambda: next(nonces))
     request = Request(b"GET", b"/v1", b"q=1", GUEST)
     http(SUBJECT, request)
     http(SUBJECT, request)
@@ -199,7 +199,7 @@ def test_a_signature_covers_the_request_and_is_never_the_same(backend):
         assert value.decode() == f"v1 t=1700000000 n={nonce} s={expected}"
 
 
-def test_nonces_are_random_and_time_is_of_now(backend):
+def test_nonces_never_repeat_and_time_is_of_now(backend):
     recorder, upstream = backend
     http = Http(upstream, TEMPLATES, SECRET)
     for _ in range(100):

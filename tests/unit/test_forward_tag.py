@@ -332,3 +332,10 @@ def test_the_signature_is_what_the_documentation_says() -> None:
     mac = hmac.new(SECRET, message, hashlib.sha256).hexdigest()
     name, value = Identity(DEFAULTS, SECRET).signature(SUBJECT, b"GET", b"/a?b=c", NOW + 0.9, NONCE)
     assert (name, value) == (b"X-Metashim-Signature", f"v1 t={NOW} n={NONCE.hex()} s={mac}".encode())
+
+
+@pytest.mark.parametrize("secret", [b"k", b"k" * 64, b"k" * 65, b"k" * 4096])
+def test_a_signature_is_hmac_whatever_the_length_of_the_key(secret: bytes) -> None:
+    _, value = Identity({}, secret).signature(SUBJECT, b"GET", b"/", NOW, NONCE)
+    said = "\n".join(("v1", ID, PROJECT, "GET", "/", str(int(NOW)), NONCE.hex()))
+    assert value.endswith(hmac.digest(secret, said.encode(), "sha256").hex().encode())
