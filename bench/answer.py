@@ -59,6 +59,6 @@ def _settings(folder: Path, addresses: Sequence[str]) -> str:
     for body in BODIES:
         file = folder / str(body)
         file.write_bytes(b"x" * body)
-        answers.append(f"{ANSWER.format(file=file)} if {{ path {path_of(body)} }}")
+        answers.append(f"{ANSWER.format(file=file)} if {{ path_end {path_of(body)} }}")
     binds = [f"  bind {address}:{PORT}" for address in addresses]
     return SETTINGS.format(binds="\n".join(binds), answers="\n".join(answers))

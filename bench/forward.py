@@ -7,7 +7,8 @@
 One and the same backend answers all, in the host's namespace: metashim's one worker and haproxy's one thread both reach
 it over the loopback, on connections that they keep. Worker and haproxy have one CPU to themselves, in turns; client and
 backend share another. So a rate is what the one forwarder makes of one CPU, or what the other CPU can ask and answer.
-Rounds of the three alternate, and medians count.
+Rounds of the three alternate, and medians count. All is forwarded as to Nova; what is `signed` as to any HTTP service,
+which is told of each request anew who asks.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ RATE = Limit("ratio", least=0.55)
 TAIL = Limit("ratio", most=2)
 HELD_AT = (32, 200)
 """The connections and the body that the limits are about."""
+SIGNED = "/signed"
 
 SETTINGS = """\
 global
@@ -63,9 +65,9 @@ class Way:
     port: int
     pid: int | None = None
 
-    def url(self, body: int) -> str:
+    def url(self, body: int, prefix: str = "") -> str:
         """What to ask for to get a body of so many bytes."""
-        return f"http://{self.host}:{self.port}{answer.path_of(body)}"
+        return f"http://{self.host}:{self.port}{prefix}{answer.path_of(body)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,32 +119,33 @@ def _ways(here: Site) -> Iterator[tuple[Way, Way, Way]]:
 
 
 def _compare(guest: VethGuest, ways: tuple[Way, Way, Way]) -> list[Figure]:
+    runs = [(body, connections, "") for body in answer.BODIES for connections in CONNECTIONS]
+    runs.append((HELD_AT[1], HELD_AT[0], SIGNED))
     return [
         figure
-        for body in answer.BODIES
-        for connections in CONNECTIONS
-        for figure in _figures(connections, body, _rounds(guest, ways, connections, body))
+        for body, connections, prefix in runs
+        for figure in _figures(connections, body, _rounds(guest, ways, connections, body, prefix), prefix)
     ]
 
 
-def _rounds(guest: VethGuest, ways: tuple[Way, ...], connections: int, body: int) -> list[list[Turn]]:
+def _rounds(guest: VethGuest, ways: tuple[Way, ...], connections: int, body: int, prefix: str) -> list[list[Turn]]:
     """The turns of each way."""
-    rounds = [[_turn(guest, way, connections, body) for way in ways] for _ in range(ROUNDS)]
+    rounds = [[_turn(guest, way, connections, way.url(body, prefix)) for way in ways] for _ in range(ROUNDS)]
     return [list(turns) for turns in zip(*rounds, strict=True)]
 
 
-def _turn(guest: VethGuest, way: Way, connections: int, body: int) -> Turn:
+def _turn(guest: VethGuest, way: Way, connections: int, url: str) -> Turn:
     busy, _ = load.cpus()
     began = load.cpu_seconds(way.pid) if way.pid else 0.0
-    run = load.wrk(guest, way.url(body), connections, SECONDS, prefix=load.on_cpu(busy))
+    run = load.wrk(guest, url, connections, SECONDS, prefix=load.on_cpu(busy))
     return Turn(run, load.cpu_seconds(way.pid) - began if way.pid else 0.0)
 
 
-def _figures(connections: int, body: int, turns: list[list[Turn]]) -> list[Figure]:
+def _figures(connections: int, body: int, turns: list[list[Turn]], prefix: str = "") -> list[Figure]:
     """Metashim's beside haproxy's and those without a forwarder; `turns` are in that order."""
     kept = "1 kept connection" if connections == 1 else f"{connections} kept connections"
-    what = f"forwarded, {body:,} bytes, {kept}"
-    held = (connections, body) == HELD_AT
+    what = f"forwarded{', signed' if prefix else ''}, {body:,} bytes, {kept}"
+    held = (connections, body) == HELD_AT and not prefix
 
     def figures(name: str, unit: str, of: Callable[[Turn], float], limit: Limit | None) -> list[Figure]:
         ours, haproxy, direct = (median(map(of, way)) for way in turns)

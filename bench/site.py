@@ -60,12 +60,16 @@ request_burst = 1000000
 
 
 def forwarded(port: int, requests: int = 16) -> str:
-    """Settings by which everything is forwarded to a port of the host's loopback, so many requests of an instance at
-    a time (16: as it comes)."""
+    """Settings by which all is forwarded to a port of the host's loopback, as to Nova, and what begins with /signed as
+    to any HTTP service, whose requests are signed each; so many requests of an instance at a time (16: as it comes)."""
     return f"""
 [forward]
-routes = {{{{ "/" = "http" }}}}
+routes = {{{{ "/" = "nova", "/signed" = "http" }}}}
 requests_per_instance = {requests}
+
+[nova]
+addresses = ["http://127.0.0.1:{port}"]
+secret_file = "{{folder}}/secret"
 
 [http]
 addresses = ["http://127.0.0.1:{port}"]
@@ -113,7 +117,10 @@ class Site:
 
     def know(self, numbers: Iterable[int]) -> None:
         """Write the identity of the taps of these numbers."""
-        entries = (f'[[port]]\ninterface = "tap{n}"\ninstance = "{instance_of(n)}"\n' for n in numbers)
+        entries = (
+            f'[[port]]\ninterface = "tap{n}"\ninstance = "{instance_of(n)}"\nproject = "bench"\n'
+            for n in numbers
+        )
         fresh = self._folder / "instances.new"
         fresh.write_text("".join(entries))
         fresh.rename(self._folder / "instances.toml")

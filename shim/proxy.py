@@ -66,6 +66,7 @@ class Worker:
             self._service.handle, task.limits, self._admit, limit_key=lambda c: c.instance, observe=self._observe
         )
         self._ends: set[asyncio.Task[None]] = set()
+        self._feed: asyncio.StreamWriter | None = None  # to the agent, while it listens
 
     def _wired(self) -> Service:
         task = self._task
@@ -114,7 +115,7 @@ class Worker:
         """Does what the agent says."""
         if isinstance(message, feed.Table):
             gone = self.table.replace(map(_entry, message.entries))
-            self.server.abort(lambda c: (c.slot, c.generation) in gone)
+            self._forget(gone)
             for entry in message.entries:
                 self._end_refused(entry)
         elif isinstance(message, feed.Put):
@@ -122,14 +123,18 @@ class Worker:
             self._end_refused(message.entry)
         elif isinstance(message, feed.Gone):
             self.table.remove(message.slot, message.generation)
-            owner = (message.slot, message.generation)
-            self.server.abort(lambda c: (c.slot, c.generation) == owner)
-            self._tally.forget(*owner)
-            self._access.forget(message.slot)
+            self._forget(frozenset({(message.slot, message.generation)}))
         elif isinstance(message, feed.Keys):
             self._service.keys = Keys(message.keys)
         else:
             self.finish(message.grace)
+
+    def _forget(self, owners: frozenset[tuple[int, int]]) -> None:
+        """These owners of slots are gone."""
+        self.server.abort(lambda c: (c.slot, c.generation) in owners)
+        for slot, generation in owners:
+            self._tally.forget(slot, generation)
+            self._access.forget(slot)
 
     def _end_refused(self, entry: feed.Entry) -> None:
         """Ends the connections over the families that the kernel refuses, and those of a former owner."""
@@ -151,6 +156,8 @@ class Worker:
     async def _finish(self, grace: float) -> None:
         await self.server.drain(grace)
         await self._backends.close()
+        if self._feed is not None:
+            await self._tell(self._feed)  # the last of what was counted
         self.finished.set()
 
     async def follow_agent(self) -> None:
@@ -162,6 +169,7 @@ class Worker:
 
     async def _converse(self) -> None:
         reader, writer = await asyncio.open_unix_connection(self._task.feed, limit=1 << 26)
+        self._feed = writer
         try:
             writer.write(feed.encode(feed.Hello(os.getpid(), feed.PROTOCOL)))
             report = asyncio.ensure_future(self._report(writer))
@@ -174,17 +182,27 @@ class Worker:
             finally:
                 report.cancel()
         finally:
+            self._feed = None
             writer.close()
 
     async def _report(self, writer: asyncio.StreamWriter) -> None:
         self._tally.again()
         while True:
             await asyncio.sleep(LOAD_SECONDS)
-            self._access.flush()
-            writer.write(feed.encode(feed.Load(self.server.connections, self.server.stats.requests)))
-            for message in (*self._tally.changed(), self._health()):
+            await self._tell(writer)
+
+    async def _tell(self, writer: asyncio.StreamWriter) -> None:
+        """Tells the agent what was counted, a line at a time; without the agent it is told the next one."""
+        self._access.flush()
+        stats = self.server.stats
+        turned_away = stats.over_instance_limit + stats.over_total_limit
+        with contextlib.suppress(OSError):
+            writer.write(feed.encode(feed.Load(self.server.connections, stats.requests, stats.accepted, turned_away)))
+            for message in self._tally.changed():
                 writer.write(feed.encode(message))
                 await writer.drain()
+            writer.write(feed.encode(self._health()))
+            await writer.drain()
 
     def _health(self) -> feed.Backends:
         return feed.Backends(

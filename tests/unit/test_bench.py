@@ -137,7 +137,7 @@ class TestAnswers:
     def test_each_body_has_its_path_and_size(self, tmp_path):
         text = answer._settings(tmp_path, ["127.0.0.1", "192.0.2.1"])
         for body in answer.BODIES:
-            assert f"file {tmp_path / str(body)} if {{ path {answer.path_of(body)} }}" in text
+            assert f"file {tmp_path / str(body)} if {{ path_end {answer.path_of(body)} }}" in text
             assert (tmp_path / str(body)).stat().st_size == body
         binds = [line.split()[1] for line in text.splitlines() if "bind" in line]
         assert binds == ["127.0.0.1:8080", "192.0.2.1:8080"]
@@ -256,10 +256,11 @@ class TestFloods:
 def test_sites_settings_are_a_configuration(settings):
     text = (site.SETTINGS + settings + site.forwarded(8080, 99)).format(name="bench1", folder="/tmp/x")
     config = configs.parse(text.encode(), "it")
-    assert config.forward.routes == {"/": "http"}
+    assert config.forward.routes == {"/": "nova", "/signed": "http"}
     assert config.forward.requests_per_instance == 99
-    assert config.http.addresses == ("http://127.0.0.1:8080",)
-    assert config.http.secret_file == "/tmp/x/secret"
+    for backend in (config.nova, config.http):
+        assert backend.addresses == ("http://127.0.0.1:8080",)
+        assert backend.secret_file == "/tmp/x/secret"
 
 
 class TestCommand:
