@@ -16,9 +16,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 # A guest repeats its requests, and its headers with them. 256 heads of at most some 16 KiB.
 _MEMO_HEADS = 256
-_MEMO_HEADERS = 1024
 _TARGET = re.compile(rb"[!-~\x80-\xff]+")
-_BREAKS = re.compile(rb"[\r\n\x00]")
 _OURS = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection"))
 # Methods that say Content-Length: 0 when they have no body (RFC 9110, 8.6).
 _BODY_EXPECTED = frozenset((b"POST", b"PUT", b"PATCH"))
@@ -61,11 +59,10 @@ def _start(method: bytes, path: bytes, query: bytes, headers: Headers, authority
     return line + b"".join(map(_header_line, headers))
 
 
-@lru_cache(_MEMO_HEADERS)
 def _header_line(header: tuple[bytes, bytes]) -> bytes:
     name, value = header
     if not TOKEN.fullmatch(name) or name.lower() in _OURS:
         raise ValueError("a request header's name is no token, or frames the message")
-    if _BREAKS.search(value):
+    if b"\n" in value or b"\r" in value or b"\0" in value:  # a tenth of what a regular expression takes
         raise ValueError("a request header's value holds CR, LF or NUL")
     return name + b": " + value + b"\r\n"
