@@ -38,7 +38,10 @@ class Request(msgspec.Struct, frozen=True):
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header (name in lower case), or None."""
-        return next((value for key, value in self.headers if key == name), None)
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
 
     @property
     def target(self) -> bytes:
