@@ -97,8 +97,12 @@ class Service:
             return UNAVAILABLE
         if not self._concurrency.enter(entry.instance):
             return TOO_MANY
-        answer = backend(self._subjects.of(entry), request)
         leave = partial(self._concurrency.leave, entry.instance)
+        try:
+            answer = backend(self._subjects.of(entry), request)
+        except BaseException:
+            leave()
+            raise
         if isinstance(answer, Pending):
             answer.when_over(leave)
         else:
