@@ -303,6 +303,7 @@ class Agent:
         self._control = Server[str](
             handle, CONTROL_LIMITS, lambda peer, own: "operator", limit_key=lambda caller: caller  # type: ignore[arg-type]
         )
+        self._config.control_socket.unlink(missing_ok=True)  # whatever it is: the folder is ours
         await self._control.serve([unix_socket(self._config.control_socket, control_group(self._config))])
 
     async def _serve_metrics(self) -> None:

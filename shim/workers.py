@@ -89,6 +89,8 @@ class Workers:
         """Opens the feed, takes over workers that run, and starts those that are missing."""
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
+        for worker in self.all:  # so that those who reconnect at once are known
+            worker.pid = running(self._note(worker.number))
         self._server = await asyncio.start_unix_server(self._serve, self._path, limit=feed.LINE_BYTES)
         os.chown(self._path, self._uid, -1)
         self._path.chmod(0o600)
@@ -110,7 +112,6 @@ class Workers:
 
     async def _keep(self, worker: Worker) -> None:
         """One place's life: take over or start, wait for its end, again."""
-        worker.pid = running(self._note(worker.number))
         if worker.pid and not await self._reconnects(worker):
             log.warning("worker %d (pid %d) does not answer: ending it", worker.number, worker.pid)
             _kill(worker.pid, signal.SIGKILL)

@@ -27,11 +27,11 @@ for _ in range(200):
         break
     except OSError:
         time.sleep(0.01)
-lines = sock.makefile("rw")
-print(json.dumps({"type": "Hello", "pid": os.getpid()} | json.loads(sys.argv[2])), file=lines, flush=True)
+lines, says = sock.makefile("r"), sock.makefile("w")  # one for both loses what it read ahead
+print(json.dumps({"type": "Hello", "pid": os.getpid()} | json.loads(sys.argv[2])), file=says, flush=True)
 for line in lines:
     print(line, end="", flush=True)
-    print(json.dumps({"type": "Done", "number": json.loads(line)["number"]}), file=lines, flush=True)
+    print(json.dumps({"type": "Done", "number": json.loads(line)["number"]}), file=says, flush=True)
 """
 """Says hello, prints what it is told, and says that it is done."""
 
