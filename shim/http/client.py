@@ -20,6 +20,7 @@ from shim.http.outbox import Outbox
 # Within a second a guest hears that there is no backend: this is the part of it that a call may queue.
 WAIT_SECONDS = 0.9
 SWEEP_SECONDS = 0.1
+REMEMBERED, REMEMBERED_BYTES = 512, 2048  # requests as bytes
 
 
 class Client:
@@ -55,6 +56,7 @@ class Client:
         self._tls = tls
         self._connect_seconds = connect_seconds
         self._most = connections
+        self._wires: dict[int, tuple[Request, bytes]] = {}
         self._connections: set[Connection] = set()
         self._idle: list[Connection] = []
         self._openings: set[asyncio.Task[None]] = set()
@@ -80,7 +82,7 @@ class Client:
         is to be read to its end or closed (`aclose`). Raises ValueError where the request cannot be written as HTTP,
         and RuntimeError after `close`.
         """
-        call = Call(self, request, render(request, self._authority), done)
+        call = Call(self, request, self._wire(request), done)
         # A body in parts can be read but once, so it is not risked on a connection that may just be closing.
         if request.parts is None and self._idle:
             now = self.clock()
@@ -92,6 +94,18 @@ class Client:
                 connection.abort()
         self._wait(call)
         return call
+
+    def _wire(self, request: Request) -> bytes:
+        """A request as bytes. Who asks the same again brings the same object again."""
+        known = self._wires.get(id(request))
+        if known is not None:
+            return known[1]
+        wire = render(request, self._authority)
+        if request.parts is None and len(wire) <= REMEMBERED_BYTES:
+            if len(self._wires) >= REMEMBERED:
+                self._wires.clear()
+            self._wires[id(request)] = request, wire  # held, so that its id is no other's
+        return wire
 
     def fail_silent(self, why: str) -> None:
         """End the requests under way without a byte of an answer: the backend is known to be frozen."""
