@@ -8,7 +8,7 @@ to a backend that always answers the same.
 A flood is made on a CPU of its own, at the least priority, and the victim, the worker and the backend share another:
 what is measured is not who gets the CPU, which is the hypervisor's to share out, but what of a flood gets past the
 limits. For the same reason the other CPU is not idle while all is calm: it counts. Where CPUs are threads of one core,
-or shares of a host's, a busy neighbour alone costs milliseconds. A flood's first moments are left out: the bursts that the
+or shares of a host's, a busy neighbour alone costs milliseconds. The first moments are left out: the bursts that the
 limits let through once. Rounds of calm and each of the floods alternate; percentiles are of all rounds together.
 """
 
