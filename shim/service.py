@@ -16,16 +16,14 @@ from shim.forward.allowance import TOO_MANY, Allowance, Concurrency
 from shim.forward.identify import Entry, Table
 from shim.forward.routes import Routes
 from shim.forward.subjects import Subjects
-
-EMBEDDED = "embedded"
+from shim.forward.unavailable import unavailable
+from shim.settings import EMBEDDED
 
 OPEN = Access.OPEN  # reaching it by its class takes 0.1 µs (Python 3.11), and every request asks
 DISABLED = Response(403, ((b"content-type", b"text/plain"),), b"", close=True)
 """What a guest gets whose metadata was switched off by `--how 403`: as EC2 says it."""
 
-UNAVAILABLE = Response(
-    503, ((b"content-type", b"text/plain"), (b"retry-after", b"2")), b"metadata is not available now\n"
-)
+UNAVAILABLE = unavailable("")
 
 Answer = Response | Pending
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from shim import feed
+from shim.settings import EMBEDDED
 
 WHY_CHARACTERS = 200
 
@@ -82,7 +83,7 @@ class Ledger:
     ) -> None:
         self._owner = owner
         self._addresses = [(name, address) for name, some in addresses.items() for address in some]
-        self._names = {"", "embedded", *addresses}
+        self._names = {"", EMBEDDED, *addresses}
         self._last: list[dict[Hashable, Sequence[int]]] = [{} for _ in range(workers)]
         self._states: list[dict[tuple[str, str], feed.AddressHealth]] = [{} for _ in range(workers)]
         self._host: tuple[int, ...] = (0,) * len(feed.COUNTS)

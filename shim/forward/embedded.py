@@ -17,19 +17,14 @@ from msgspec.structs import replace
 from shim.core.exchange import Caller, Request, Response
 from shim.errors import StoreError
 from shim.forward.fresh import Freshness
+from shim.forward.unavailable import unavailable
+from shim.settings import EMBEDDED
 
 CACHE_BYTES = 8 << 20
 ANSWERS_PER_INSTANCE = 64
 
 _OVERHEAD = 600  # bytes that an answer takes beside its path and body: objects, and the dict's share
-_RETRY_SECONDS = b"2"
-
-_UNAVAILABLE = Response(
-    503,
-    ((b"content-type", b"text/plain"), (b"retry-after", _RETRY_SECONDS)),
-    b"metadata is not available now\n",
-    backend="embedded",
-)
+_UNAVAILABLE = unavailable(EMBEDDED)
 
 
 class Embedded:
@@ -77,7 +72,7 @@ class Embedded:
         return response
 
     def _made(self, instance: UUID, request: Request) -> Response:
-        return replace(self._render(instance, request), backend="embedded")
+        return replace(self._render(instance, request), backend=EMBEDDED)
 
     def _keep(self, instance: UUID, path: bytes, response: Response) -> None:
         cost = _cost(path, response)

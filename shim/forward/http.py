@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import count
 
+from msgspec.structs import replace
+
 from shim.core.exchange import Headers, Pending, Request, Response, Subject
 from shim.forward.tag import NONCE_BYTES, Identity, clean
-from shim.forward.tagged import Tagged, with_headers
+from shim.forward.tagged import Tagged
 from shim.forward.upstream import Upstream
 
 
@@ -47,7 +49,7 @@ class Http:
     def _signed(self, subject: Subject, request: Request) -> Request:
         nonce = self._nonce()
         field = self._identity.signature(subject, request.method, request.target, self._now(), nonce)
-        return with_headers(request, (*request.headers, field))
+        return replace(request, headers=(*request.headers, field))
 
 
 class Nonces:

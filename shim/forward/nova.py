@@ -8,7 +8,8 @@ from uuid import UUID
 from shim.core.exchange import Headers, Pending, Request, Response, Subject
 from shim.forward.tag import clean, nova_headers
 from shim.forward.tagged import Tagged
-from shim.forward.upstream import RETRY_AFTER, Upstream
+from shim.forward.unavailable import RETRY_AFTER
+from shim.forward.upstream import Upstream
 
 logger = logging.getLogger("shim.forward")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from shim.core.exchange import Headers, Request, Subject
 
 REMEMBERED = 512
@@ -35,7 +37,7 @@ class Tagged:
         headers = self._headers(subject, request.headers)
         if headers is None:
             return None
-        tagged = with_headers(request, headers)
+        tagged = replace(request, headers=headers)
         if request.parts is None and not request.body and _is_short(request.headers):
             self._remember(subject, request, tagged)
         return tagged
@@ -44,11 +46,6 @@ class Tagged:
         if len(self._known) >= REMEMBERED:
             del self._known[next(iter(self._known))]
         self._known[id(subject), id(request)] = subject, request, tagged
-
-
-def with_headers(request: Request, headers: Headers) -> Request:
-    """The same request with these headers: in half the time of dataclasses.replace."""
-    return Request(request.method, request.path, request.query, headers, request.body, request.parts, request.length)
 
 
 def _is_short(headers: Headers) -> bool:

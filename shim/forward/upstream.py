@@ -24,6 +24,7 @@ from shim.core.address import Address
 from shim.core.exchange import Parts, Pending, Request, Response
 from shim.errors import BackendError
 from shim.forward.health import Finding, Health, State, judge
+from shim.forward.unavailable import RETRY_AFTER, unavailable
 
 logger = logging.getLogger("shim.forward")
 
@@ -34,10 +35,8 @@ QUICK_SECONDS = 0.1
 at the very moment."""
 REPORT_SECONDS = 10.0
 
-RETRY_AFTER = ((b"content-type", b"text/plain"), (b"retry-after", b"2"))
 _BODIES = {
     502: b"the metadata service broke off its answer\n",
-    503: b"metadata is not available now\n",
     504: b"the metadata service did not answer in time\n",
 }
 
@@ -123,6 +122,7 @@ class Upstream:
         self._tasks: list[asyncio.Task[None]] = []
         self._reports = Reports(name)
         self._failures = {status: Response(status, RETRY_AFTER, body, backend=name) for status, body in _BODIES.items()}
+        self._failures[503] = unavailable(name)
         self._preferred = self._usable = self._endpoints
         now = clock()
         for endpoint in self._endpoints:

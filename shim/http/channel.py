@@ -2,9 +2,10 @@
 
 Theory of operation. A channel does one thing at a time: it reads, or one request is being answered,
 or the peer has to take what was written, or it is ending. A handler's response that is at hand is
-written at once, within the call that brought the request. While a request is answered elsewhere the
-channel goes on listening, to learn that the peer has gone, and stops after READ_AHEAD bytes. Times are
-kept as one deadline per channel, which the server looks at in its sweep: no timer is made per request.
+written at the end of the loop's turn, with those of other channels (see Outbox), or at once where it is
+much. While a request is answered elsewhere the channel goes on listening, to learn that the peer has gone,
+and stops after READ_AHEAD bytes. Times are kept as one deadline per channel, which the server looks at in
+its sweep: no timer is made per request.
 
 A request with a large body is asked as soon as its head is read: while it is answered, what is listened to
 is its body, handed on through an Incoming, and READ_AHEAD counts from the body's end. A response in parts
@@ -106,6 +107,7 @@ class Channel(Line, Generic[C]):
         if self._state is State.STREAMING:
             self.reset()
         else:
+            self.flush()  # the transport closes after this
             self._end(State.CLOSING, self._drain_seconds)
 
     def connection_lost(self, error: Exception | None) -> None:

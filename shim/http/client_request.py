@@ -12,8 +12,6 @@ from functools import lru_cache
 from shim.core.exchange import Headers, Request
 from shim.http.head import TOKEN
 
-LAST_CHUNK = b"0\r\n\r\n"
-
 # A guest repeats its requests, and its headers with them. 256 heads of at most some 16 KiB.
 _MEMO_HEADS = 256
 _TARGET = re.compile(rb"[!-~\x80-\xff]+")
@@ -43,11 +41,6 @@ def _framing(length: int | None) -> bytes:
     if length is None:
         return b"Transfer-Encoding: chunked\r\n\r\n"
     return b"Content-Length: %d\r\n\r\n" % length
-
-
-def chunk(part: bytes) -> bytes:
-    """A part of a chunked body. Not for an empty one, which would end it."""
-    return b"%x\r\n%b\r\n" % (len(part), part)
 
 
 @lru_cache(_MEMO_HEADS)

@@ -8,7 +8,7 @@ from math import inf
 
 from shim.core.exchange import Parts
 from shim.errors import BackendError
-from shim.http.client_request import LAST_CHUNK, chunk
+from shim.http.serialize import LAST_CHUNK, chunk
 
 
 class Upload:

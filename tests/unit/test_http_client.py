@@ -13,7 +13,7 @@ from shim.core.address import parse_address
 from shim.core.exchange import Request, Response
 from shim.http.client import Client
 from shim.http.client_connection import WHOLE_BYTES
-from shim.http.client_request import chunk
+from shim.http.serialize import chunk
 from tests.unit.http_backend import CHUNKED, GET, HELLO, OK, Peer, always, ask, backend, begin, failure, whole
 from tests.unit.http_site import ON_BOTH_LOOPS, Run, until
 

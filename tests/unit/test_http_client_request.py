@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shim.core.exchange import Request
-from shim.http.client_request import chunk, render
+from shim.http.client_request import render
+from shim.http.serialize import chunk
 
 
 def test_requests_as_bytes() -> None:

@@ -251,3 +251,17 @@ def test_many_rude_peers_leave_nothing(run: Run) -> None:
             await until(lambda: here.server.connections == 0)
 
     run(main())
+
+
+def test_who_asks_and_ends_in_one_turn_of_the_loop_is_answered(run: Run) -> None:
+    async def main() -> None:
+        async with site(lambda caller, request: Response(200, (), b"heard")) as here:
+            reader, _ = await here.connect()
+            await until(lambda: here.server.connections == 1)
+            (channel,) = here.server._channels
+            channel.data_received(GET)
+            channel.eof_received()
+            channel._transport.close()  # as a transport does by itself after that
+            assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"heard")
+
+    run(main())
