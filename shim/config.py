@@ -23,11 +23,13 @@ from shim.settings import (
     Host,
     Http,
     Identity,
+    Kv,
     Log,
     Metrics,
     Nova,
     Proxy,
     Section,
+    Sources,
     Tokens,
 )
 
@@ -46,6 +48,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     forward: Forward = Forward()
     nova: Nova = Nova()
     http: Http = Http()
+    sources: Sources = Sources()
+    kv: Kv = Kv()
     metrics: Metrics = Metrics()
     control: Control = Control()
     log: Log = Log()

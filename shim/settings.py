@@ -228,7 +228,7 @@ class Proxy(Section, frozen=True):
     head_bytes: Annotated[
         int, Meta(ge=1024, le=1048576, description="The longest head of a request: request line and headers.")
     ] = 16384
-    body_bytes: Annotated[int, Meta(ge=0, le=16777216, description="The longest body of a request.")] = 65536
+    body_bytes: Annotated[int, Meta(ge=0, le=16777216, description="The longest body of a request.")] = 262144
     head_seconds: Annotated[int, Meta(ge=1, le=3600, description="Time for a whole head to arrive.")] = 10
     idle_seconds: Annotated[
         int, Meta(ge=1, le=3600, description="Time that a connection may wait between requests.")
@@ -363,6 +363,38 @@ class Http(Backend, frozen=True):
             raise ValueError(f"headers: {taken[0]} is HTTP's own or metashim's")
         if len(names) != len(self.headers):
             raise ValueError("headers: the same header twice")
+
+
+class Sources(Section, frozen=True):
+    """What user-data and vendor-data are composed of."""
+
+    directory: Annotated[
+        PathOrEmpty,
+        Meta(description="Folder whose files are sources: `host/NAME`, `project/ID/NAME`, …; watched; empty: none is."),
+    ] = ""
+    composition: Annotated[
+        Literal["merged", "vendor"],
+        Meta(description="`merged`: all sources as user-data; `vendor`: the document's own, the others as vendor data."),
+    ] = "merged"
+    limit_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1048576, description="The largest user-data a guest is given; above it gzip, then a refusal."),
+    ] = 49149
+
+
+class Kv(Section, frozen=True):
+    """What each instance's guest may keep below `guest/`."""
+
+    keys: Annotated[int, Meta(ge=0, le=100000, description="Keys that a guest may keep; 0: it may not write.")] = 256
+    value_bytes: Annotated[
+        int, Meta(ge=1, le=262144, description="The longest value that a guest may write; `proxy.body_bytes` limits too.")
+    ] = 262144
+    total_bytes: Annotated[
+        int, Meta(ge=1, le=16777216, description="Bytes of all keys and values that a guest may keep.")
+    ] = 524288
+    writes_per_second: Annotated[
+        int, Meta(ge=1, le=10000, description="Writes a second of one guest, ten times as many at once; over it 429.")
+    ] = 10
 
 
 class Metrics(Section, frozen=True):

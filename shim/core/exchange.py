@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
 import msgspec
@@ -49,11 +50,22 @@ class Request(msgspec.Struct, frozen=True):
         return self.path + b"?" + self.query if self.query else self.path
 
 
+class Receipt(Protocol):
+    """What is told how far a response got. The response has a whole body of one byte or more, and is no HEAD's."""
+
+    async def commit(self) -> bool:
+        """All of the body but its last byte was acknowledged by the peer's kernel. True: the last one follows.
+        False, or if it raises: it does not, and the connection is reset."""
+
+    def done(self, whole: bool) -> None:
+        """It is over, told once: whether the last byte went out on the wire. Not told before `commit` has ended."""
+
+
 class Response(msgspec.Struct, frozen=True):
     """A response. The server adds Content-Length or chunks, and Connection; `close` ends the connection after it.
 
     A body that comes in `parts` has `length` bytes in all, None where that is not known before its end.
-    `backend` is who made it, for the log.
+    `backend` is who made it, for the log. `receipt` is told how far it got.
     """
 
     status: int
@@ -63,6 +75,7 @@ class Response(msgspec.Struct, frozen=True):
     parts: Parts | None = None
     length: int | None = None
     backend: str = ""
+    receipt: Receipt | None = None
 
 
 class Pending:
