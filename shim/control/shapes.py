@@ -14,11 +14,23 @@ MAX_BODY = 1048576
 """Bytes of a request's body: user-data and vendor data with room to spare."""
 
 
+class AutoView(msgspec.Struct, frozen=True):
+    """When an instance will be disabled without anybody's doing, and how: see shim.core.policy.Auto."""
+
+    how: str
+    until: float | None = None
+    on_read: bool = False
+    on_ready: bool = False
+
+
 class PolicyView(msgspec.Struct, frozen=True):
     """The policy in force for an instance. `own`: an operator set it; else it is the configured default.
 
-    `tokens` is off, optional or required, `routes` the backend by path prefix; of these two it is said apart whether
-    an operator set them.
+    v4, v6      as enforced: where the guest locked all (`/` in `latched`) refused, whatever an operator set
+    tokens      off, optional or required; routes: the backend by path prefix; composition: merged or vendor. Of these
+                three it is said apart (`own_…`) whether an operator set them
+    closed      prefixes and topics that operators closed; latched: those that the guest closed
+    auto        None where there is none, and once it has happened
     """
 
     v4: str
@@ -29,6 +41,11 @@ class PolicyView(msgspec.Struct, frozen=True):
     routes: dict[str, str] = {}
     own_tokens: bool = False
     own_routes: bool = False
+    closed: list[str] = []
+    latched: list[str] = []
+    auto: AutoView | None = None
+    composition: str = "merged"
+    own_composition: bool = False
 
 
 STATES = ("serving", "refused", "no-identity", "failed")
@@ -76,14 +93,28 @@ class InstancesView(msgspec.Struct, frozen=True):
     instances: list[InstanceSummary]
 
 
+class ReportsView(msgspec.Struct, frozen=True):
+    """When a guest last said that it is ready, and last read its user-data to the last byte; None: never."""
+
+    ready: float | None = None
+    read: float | None = None
+
+
 class InstanceView(msgspec.Struct, frozen=True):
-    """GET /v1/instances/<uuid>. `document` is None (revision 0) when no operator wrote one."""
+    """GET /v1/instances/<uuid>. `document` is None (revision 0) when no operator wrote one.
+
+    `sources` are the ids (Source.id, as in `host/base`) of all that it can read, user-data's and vendor data's, as
+    they are composed; `keys` is how many it has in the store, host/ and guest/ together.
+    """
 
     instance: UUID
     policy: PolicyView
     ports: list[PortView]
     revision: int = 0
     document: dict[str, Any] | None = None
+    sources: list[str] = []
+    reports: ReportsView = ReportsView()
+    keys: int = 0
 
 
 class RevisionView(msgspec.Struct, frozen=True):
@@ -91,6 +122,14 @@ class RevisionView(msgspec.Struct, frozen=True):
 
     instance: UUID
     revision: int
+
+
+class UnlockedView(msgspec.Struct, frozen=True):
+    """The answer to POST /v1/instances/<uuid>/unlock: what the guest had locked and is open again, and the policy
+    in force now."""
+
+    opened: list[str]
+    policy: PolicyView
 
 
 class AttachmentView(msgspec.Struct, frozen=True):
@@ -168,6 +207,28 @@ class EventsView(msgspec.Struct, frozen=True):
     events: list[EventView]
     next: int
     missed: int = 0
+
+
+class AuditRow(msgspec.Struct, frozen=True):
+    """One thing that somebody did. `instance` None: it concerns the host, or several.
+
+    `who`: an operator as in `root (uid 0)`, `guest`, or `agent` (an auto that came due); `what`: a word or two, as in
+    `disable`, `lock`, `source put`; `detail`: a line.
+    """
+
+    seq: int
+    time: float
+    who: str
+    instance: UUID | None
+    what: str
+    detail: str = ""
+
+
+class AuditView(msgspec.Struct, frozen=True):
+    """GET /v1/audit: oldest first. `next` is the next `after`: the last row's `seq`, or what was asked for."""
+
+    rows: list[AuditRow]
+    next: int
 
 
 class Ailment(msgspec.Struct, frozen=True):
