@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import http.client
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +17,9 @@ from uuid import UUID
 
 import msgspec
 
+from shim.control import live_shapes as live
 from shim.control import shapes
-from shim.core.policy import Access, Family, Tokens
+from shim.core.policy import Access, Composition, Family, Tokens
 from shim.errors import (
     ConflictError,
     InputError,
@@ -35,10 +36,14 @@ _FAMILIES: dict[int, type[MetashimError]] = {
     400: InputError,
     404: NotFoundError,
     409: ConflictError,
+    412: ConflictError,
     413: InputError,
     500: KernelError,
     503: StoreError,
 }
+
+
+_ACCEPT = {"Accept": "application/json"}
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -100,6 +105,23 @@ class Client:
         """An instance's routes, backend by path prefix; None: the host's."""
         return self._change(instance, {"routes": routes})
 
+    def set_composition(self, instance: UUID, composition: Composition | None) -> shapes.PolicyView:
+        """How an instance's sources become its user-data; None: as the host's do."""
+        return self._change(instance, {"composition": composition})
+
+    def set_closed(self, instance: UUID, close: Sequence[str] = (), open: Sequence[str] = ()) -> shapes.PolicyView:
+        """Close some prefixes and topics, and open some that operators closed."""
+        return self._change(instance, {"close": close, "open": open})
+
+    def set_auto(self, instance: UUID, auto: Mapping[str, object] | None) -> shapes.PolicyView:
+        """When an instance will be disabled, as the API's `auto` says it; None: no longer."""
+        return self._change(instance, {"auto": auto})
+
+    def unlock(self, instance: UUID, prefix: str | None = None) -> shapes.UnlockedView:
+        """Open what the guest locked: one prefix or topic, or all."""
+        raw = msgspec.json.encode({"prefix": prefix})
+        return self._call("POST", f"/v1/instances/{instance}/unlock", raw, shapes.UnlockedView)
+
     def policy(self, instance: UUID) -> shapes.PolicyView:
         """The policy in force."""
         return self._get(f"/v1/instances/{instance}/policy", shapes.PolicyView)
@@ -136,11 +158,75 @@ class Client:
         """Events after a sequence number; waits up to `wait` seconds (at most 30) for one."""
         return self._get(f"/v1/events{_query(after=after, wait=wait)}", shapes.EventsView, wait)
 
+    def audit(
+        self, instance: UUID | None = None, after: int | None = None, limit: int = 100, wait: int = 0
+    ) -> shapes.AuditView:
+        """The last rows of the audit trail, or those after a sequence number, waiting up to `wait` seconds for one."""
+        where = _query(instance=instance, after=after, limit=limit, wait=wait)
+        return self._get(f"/v1/audit{where}", shapes.AuditView, wait)
+
+    def sources(self, scope: str | None = None, instance: UUID | None = None) -> list[live.SourceView]:
+        """The sources of a scope, of an instance's scopes, or all."""
+        return self._get(f"/v1/sources{_query(scope=scope, instance=instance)}", live.SourcesView).sources
+
+    def source(self, scope: str, name: str) -> live.SourceBodyView:
+        """One source with its body."""
+        return self._get(_source(scope, name), live.SourceBodyView)
+
+    def put_source(
+        self, scope: str, name: str, body: bytes, parameters: Mapping[str, object]
+    ) -> live.SourceWrittenView:
+        """Write a source; `parameters` as the API has them, those that are None left out."""
+        if len(body) > shapes.MAX_BODY:
+            raise InputError(f"the source has {len(body)} bytes", f"at most {shapes.MAX_BODY} are kept")
+        where = _source(scope, name) + _encoded(parameters)
+        return self._call("PUT", where, body, live.SourceWrittenView)
+
+    def delete_source(self, scope: str, name: str) -> None:
+        """Take a source back."""
+        self._send("DELETE", _source(scope, name))
+
+    def preview(self, instance: UUID) -> live.PreviewView:
+        """What an instance would be given as user-data and vendor data now."""
+        return self._get(f"/v1/instances/{instance}/userdata", live.PreviewView)
+
+    def values(self, instance: UUID, prefix: str = "") -> dict[str, live.ValueView]:
+        """The key of that name, or those below it; empty: all."""
+        return self._get(_key(instance, prefix), dict[str, live.ValueView])
+
+    def put_key(
+        self, instance: UUID, key: str, body: bytes, parameters: Mapping[str, object], if_match: str | None = None
+    ) -> live.KeyWrittenView:
+        """Write a key; `parameters` as the API has them. Raises ConflictError if its entity tag is not `if_match`."""
+        if len(body) > shapes.MAX_BODY:
+            raise InputError(f"the value has {len(body)} bytes", f"at most {shapes.MAX_BODY} are kept")
+        where = _key(instance, key) + _encoded(parameters)
+        return self._call("PUT", where, body, live.KeyWrittenView, headers=_condition(if_match))
+
+    def delete_key(self, instance: UUID, key: str, if_match: str | None = None) -> None:
+        """Remove a key. Raises ConflictError if its entity tag is not `if_match`."""
+        self._send("DELETE", _key(instance, key), headers=_condition(if_match))
+
+    def changes(
+        self, after: int = 0, wait: int = 0, instance: UUID | None = None, prefix: str = ""
+    ) -> live.ChangesView:
+        """Changes of keys after a sequence number; waits up to `wait` seconds (at most 30) for one."""
+        where = _query(after=after, wait=wait, instance=instance, prefix=prefix)
+        return self._get(f"/v1/kv/changes{where}", live.ChangesView, wait)
+
     def _get(self, path: str, shape: type[T], wait: float = 0.0) -> T:
         return self._call("GET", path, None, shape, wait)
 
-    def _call(self, method: str, path: str, body: bytes | None, shape: type[T], wait: float = 0.0) -> T:
-        raw = self._send(method, path, body, wait)
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        shape: type[T],
+        wait: float = 0.0,
+        headers: Mapping[str, str] = _ACCEPT,
+    ) -> T:
+        raw = self._send(method, path, body, wait, headers)
         try:
             return msgspec.json.decode(raw, type=shape)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -149,11 +235,18 @@ class Client:
                 "the agent may be of another version: restart it after an upgrade",
             ) from None
 
-    def _send(self, method: str, path: str, body: bytes | None = None, wait: float = 0.0) -> bytes:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        wait: float = 0.0,
+        headers: Mapping[str, str] = _ACCEPT,
+    ) -> bytes:
         connection = _UnixConnection(self._path, self._timeout + wait)
         try:
             with suppress(BrokenPipeError, ConnectionResetError):  # not all taken: the answer says why
-                connection.request(method, path, body)
+                connection.request(method, path, body, headers)
             answer = connection.getresponse()
             raw = answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -166,8 +259,26 @@ class Client:
 
 
 def _query(**parameters: object) -> str:
-    given = {key: str(value) for key, value in parameters.items() if value not in (None, "")}
+    return _encoded({key: value for key, value in parameters.items() if value != ""})
+
+
+def _encoded(parameters: Mapping[str, object]) -> str:
+    given = {key: str(value) for key, value in parameters.items() if value is not None}
     return f"?{urlencode(given, quote_via=quote)}" if given else ""
+
+
+def _source(scope: str, name: str) -> str:
+    return f"/v1/sources/{quote(scope, safe='')}/{quote(name, safe='')}"
+
+
+def _key(instance: UUID, key: str) -> str:
+    return f"/v1/instances/{instance}/kv/{quote(key)}"
+
+
+def _condition(if_match: str | None) -> dict[str, str]:
+    if if_match is not None and not (if_match.isascii() and if_match.isprintable()):
+        raise InputError(f"{if_match!r} is no entity tag", "write it as `metashim kv list --json` shows it")
+    return _ACCEPT | ({} if if_match is None else {"If-Match": if_match})
 
 
 def _problem(status: int, raw: bytes) -> MetashimError:

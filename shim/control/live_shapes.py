@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 from uuid import UUID
 
 import msgspec
+
+from shim.core.kv import Value
+from shim.core.kv import etag as etag_of
+from shim.core.source import Source
+
+
+def text_or_base64(body: bytes) -> tuple[str | None, str | None]:
+    """Bytes as text; those that are none in base64."""
+    try:
+        return body.decode(), None
+    except UnicodeDecodeError:
+        return None, base64.b64encode(body).decode()
 
 
 class SourceView(msgspec.Struct, frozen=True):
@@ -26,6 +39,26 @@ class SourceView(msgspec.Struct, frozen=True):
     revision: int
     changed: float
 
+    @classmethod
+    def of(cls, source: Source) -> SourceView:
+        """Of a source."""
+        return cls(
+            scope=source.scope.text,
+            name=source.name,
+            kind=source.kind.value,
+            owner=source.owner,
+            order=source.order,
+            merge=source.merge,
+            template=source.template,
+            reads=source.reads.value,
+            until=source.until,
+            origin=source.origin,
+            bytes=len(source.body),
+            etag=etag_of(source.body),
+            revision=source.revision,
+            changed=source.changed,
+        )
+
 
 class SourcesView(msgspec.Struct, frozen=True):
     """GET /v1/sources, as they are composed."""
@@ -39,6 +72,11 @@ class SourceBodyView(msgspec.Struct, frozen=True, omit_defaults=True):
     source: SourceView
     body: str | None = None
     body_base64: str | None = None
+
+    @classmethod
+    def of(cls, source: Source) -> SourceBodyView:
+        """Of a source."""
+        return cls(SourceView.of(source), *text_or_base64(source.body))
 
 
 class SourceWrittenView(msgspec.Struct, frozen=True):
@@ -124,6 +162,12 @@ class ValueView(msgspec.Struct, frozen=True, omit_defaults=True):
     value_base64: str | None = None
     reads: str = "many"
     until: float | None = None
+
+    @classmethod
+    def of(cls, value: Value) -> ValueView:
+        """Of a value."""
+        text, base64 = text_or_base64(value.body)
+        return cls(value.etag, value.revision, value.changed, text, base64, value.reads.value, value.until)
 
 
 class KeyWrittenView(msgspec.Struct, frozen=True):

@@ -113,8 +113,9 @@ class Operations(Protocol):
         """What any instance would be given as user-data and vendor data now. What cannot be composed or rendered is
         among the problems, and no error."""
 
-    async def sources(self, scope: Scope | None) -> list[live.SourceView]:
-        """Those of a scope, None: all; as they are composed. What is used up or over is not among them."""
+    async def sources(self, scope: Scope | None, instance: UUID | None) -> list[live.SourceView]:
+        """Those of a scope; or those of all scopes that an instance is in, but for the document's own and the
+        backend's; or all. As they are composed. What is over, or used up by all that can read it, is not among them."""
 
     async def source(self, scope: Scope, name: str) -> Source:
         """One of them. Raises NotFoundError. Nothing is used up by this."""
