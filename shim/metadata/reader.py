@@ -14,21 +14,23 @@ test (tests/unit/test_store.py):
   does not change: it is read as `immutable`, in a connection for that one read, and the answer counts
   only if there is no log and the same file afterwards as well.
 - The file was replaced (a copy was put back): its inode tells, and it is opened anew.
+- Its -shm was replaced, while this side had it open (a restore that was killed just then): all that is written
+  from now on would pass us by. That inode is looked at too.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Hashable
+import time
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from uuid import UUID
 
 from shim.errors import StoreError
-from shim.metadata.document import Document
+from shim.metadata.reads import Reading, Row
 from shim.metadata.schema import explain, is_fresh
-from shim.metadata.store import parsed
 
 BUSY_SECONDS = 0.2
 """How long a read waits for a lock: it stands in a guest's way, and is never held up by a write as such."""
@@ -36,17 +38,18 @@ BUSY_SECONDS = 0.2
 # What SQLite says where -wal is missing and this user may not make it, by version and file system.
 _NO_LOG_TO_BE_MADE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY_DIRECTORY)
 
-Row = tuple[Any, ...]
 Mark = tuple[int, int, int, int]
 
 
-class Reader:
+class Reader(Reading):
     """Reads a store that may not be there yet, may go, and may come back. For one thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path = path
+        self._clock = clock
+        self._index = f"{path}-shm"
         self._db: sqlite3.Connection | None = None
-        self._file = (0, 0)
+        self._files = (0, 0, 0)
         self._opened = 0
 
     def close(self) -> None:
@@ -61,12 +64,7 @@ class Reader:
         # SQLite's number counts within one connection only; without one, the file's own marks tell.
         return (self._opened, *row) if self._db else self._mark()
 
-    def document(self, instance: UUID) -> tuple[int, Document | None]:
-        """The document's revision and itself; (0, None) when there is none. Raises StoreError."""
-        rows = self._read("SELECT revision, body FROM documents WHERE instance = ?", str(instance))
-        return parsed(self.path, *rows[0]) if rows else (0, None)
-
-    def _read(self, statement: str, *values: str) -> list[Row]:
+    def _read(self, statement: str, values: Any = ()) -> list[Row]:
         try:
             return self._attempt(statement, values)
         except (sqlite3.Error, OSError):
@@ -77,13 +75,12 @@ class Reader:
             self.close()
             raise explain(self.path, error) from error
 
-    def _attempt(self, statement: str, values: tuple[str, ...]) -> list[Row]:
-        status = self.path.stat()
-        if self._db is not None and self._file != (status.st_dev, status.st_ino):
+    def _attempt(self, statement: str, values: Any) -> list[Row]:
+        if self._db is not None and self._files != self._files_now():
             self.close()
         if self._db is None:
             try:
-                self._open((status.st_dev, status.st_ino))
+                self._open()
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode not in _NO_LOG_TO_BE_MADE or self._has_log():
                     raise
@@ -91,17 +88,28 @@ class Reader:
         assert self._db is not None
         return self._db.execute(statement, values).fetchall()
 
-    def _open(self, file: tuple[int, int]) -> None:
+    def _files_now(self) -> tuple[int, int, int]:
+        """Which file it is, and which index of its log (0: there is none)."""
+        status = os.stat(self.path)  # noqa: PTH116 - Path.stat takes twice as long, and every request waits for it
+        try:
+            index = os.stat(self._index).st_ino  # noqa: PTH116
+        except FileNotFoundError:
+            index = 0
+        return status.st_dev, status.st_ino, index
+
+    def _open(self) -> None:
+        main = self._files_now()[:2]
         db = self._connect("mode=ro")
         try:
             self._recognize(db)
         except BaseException:
             db.close()
             raise
-        self._db, self._file = db, file
+        # The index is there now, if it was not: who may make one has made it.
+        self._db, self._files = db, (*main, self._files_now()[2])
         self._opened += 1
 
-    def _read_at_rest(self, statement: str, values: tuple[str, ...]) -> list[Row]:
+    def _read_at_rest(self, statement: str, values: Any) -> list[Row]:
         """Read the main file when there is no log and no writer; sqlite3.OperationalError if one came."""
         before = self._mark()
         db = self._connect("mode=ro&immutable=1")
@@ -123,7 +131,11 @@ class Reader:
             raise StoreError(f"the store {self.path} is empty", "the agent fills it: is it running?")
 
     def _has_log(self) -> bool:
-        return Path(f"{self.path}-wal").exists()
+        """Whether there is a log with anything in it: without, the main file alone is the database."""
+        try:
+            return Path(f"{self.path}-wal").stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     def _mark(self) -> Mark:
         status = self.path.stat()

@@ -1,30 +1,36 @@
-"""The agent's side of the store: documents, policies and attachments in one SQLite file.
+"""The agent's side of the store: all that is kept of instances, in one SQLite file.
 
 The write-ahead log lets the unprivileged proxy read (see reader.py) without ever waiting for a writer, and
 leaves the last committed state behind a `kill -9` at any moment; FULL synchronous keeps it over a power cut.
-One Store is for one thread. Failures are StoreErrors, after which nothing is half done.
+One Store is for one thread; two may be open on one file, if they do not write at the same time. Failures are
+StoreErrors (StoreFullError: there is no room), after which nothing is half done.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from shim.core.policy import Access, Policy, Routes, Tokens
-from shim.errors import ConflictError, InputError, StoreError
-from shim.metadata.document import Document, decode, restore
-from shim.metadata.schema import SCHEMA, TABLES, bring_along, explained, is_fresh, pragma
+import msgspec
 
-BUSY_SECONDS = 2.0
-"""How long a write waits for another process's. The agent is alone, so this is for an operator's sqlite3."""
+from shim.core.closure import parse_prefix
+from shim.core.policy import Access, Auto, Composition, Policy, Routes, Tokens
+from shim.errors import ConflictError
+from shim.metadata.document import decode
+from shim.metadata.reads import Row
+from shim.metadata.schema import explained
+from shim.metadata.store_kv import KvStore
+from shim.metadata.store_marks import MarkStore
+from shim.metadata.store_sources import SourceStore, check_until
+
+_POLICY = "v4, v6, hop_limit, tokens, routes, composition, closed, auto"
+_OF_INSTANCES = ("documents", "policies", "attachments", "kv", "latches")
+_FORGOTTEN = ("documents", "policies", "kv", "spent", "latches", "reports")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,129 +41,84 @@ class Stamp:
     changed: float
 
 
-class Store:
-    """A store, made if it is not there: file mode 0640 (a new folder's 0750), group `gid` if given.
+class Store(SourceStore, KvStore, MarkStore):
+    """A store, made if it is not there. See StoreFile for its file and transactions, Reading for what workers read too.
 
-    Raises StoreError if the file is not a store, is a newer one, or cannot be used.
+    What a write concerns is told by `changes`: of documents, policies, keys, latches and what is used up, the
+    instance; of a source, its scope.
     """
 
-    def __init__(self, path: Path, gid: int | None = None, clock: Callable[[], float] = time.time) -> None:
-        self.path = path
-        self._clock = clock
+    def __init__(
+        self,
+        path: Path,
+        gid: int | None = None,
+        clock: Callable[[], float] = time.time,
+        check: bool = True,
+    ) -> None:
         self._attached: dict[tuple[str, str], UUID] = {}
         self._attached_as_of: tuple[int, int] | None = None
-        with explained(path):
-            _create(path, gid)
-            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-        try:
-            with explained(path):
-                self._set_up(gid)
-        except BaseException:
-            self._db.close()
-            raise
-
-    def _set_up(self, gid: int | None) -> None:
-        fresh = is_fresh(self._db, self.path)
-        _share(self.path, gid)
-        if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-            what = f"the store {self.path}: its file system cannot share memory"
-            raise StoreError(what, "set state_dir to a local disk")
-        self._db.execute("PRAGMA synchronous = FULL")
-        if fresh:
-            with self.transaction():
-                for statement in TABLES:
-                    self._db.execute(statement)
-        elif pragma(self._db, "user_version") < SCHEMA:
-            with self.transaction():
-                bring_along(self._db)
-        _share(self.path, gid)
-
-    def close(self) -> None:
-        """End the use of the file. Readers go on."""
-        self._db.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Make all writes inside one: all of them or, if the block raises, none.
-
-        For "apply to the kernel, then commit": write first inside the block, so that what the store would
-        refuse is refused before the kernel is touched. A StoreError from the block's end (the commit)
-        says that the store has the old state while the kernel has the new one.
-        """
-        if self._db.in_transaction:
-            yield
-            return
-        with explained(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            with explained(self.path):
-                self._db.execute("COMMIT")
-        except BaseException:
-            self._undo()
-            raise
-
-    def _undo(self) -> None:
-        if self._db.in_transaction:  # a full disk may have ended it already
-            self._db.execute("ROLLBACK")
+        super().__init__(path, gid, clock, check)
 
     def put_document(self, instance: UUID, raw: bytes) -> int:
         """Keep an instance's document (JSON); its new revision. Raises InputError for a wrong one."""
         decode(raw)
         with self.transaction(), explained(self.path):
-            (revision,) = self._rows("UPDATE counter SET last = last + 1 RETURNING last")[0]
-            self._db.execute(
-                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)",
-                (str(instance), raw, revision, self._clock()),
+            revision = self._note(f"instance:{instance}")
+            self._write(
+                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", str(instance), raw, revision, self._clock()
             )
-        return int(revision)
-
-    def body(self, instance: UUID) -> tuple[int, bytes | None]:
-        """The document's revision and its JSON as written; (0, None) when there is none."""
-        with explained(self.path):
-            rows = self._rows("SELECT revision, body FROM documents WHERE instance = ?", str(instance))
-        return (rows[0][0], rows[0][1]) if rows else (0, None)
-
-    def document(self, instance: UUID) -> tuple[int, Document | None]:
-        """The document's revision and itself; (0, None) when there is none."""
-        return parsed(self.path, *self.body(instance))
+        return revision
 
     def documents(self) -> dict[UUID, Stamp]:
         """Which instances have a document, and since when."""
+        rows = self._read("SELECT instance, revision, changed FROM documents")
         with explained(self.path):
-            rows = self._rows("SELECT instance, revision, changed FROM documents")
             return {UUID(instance): Stamp(revision, changed) for instance, revision, changed in rows}
 
     def delete_document(self, instance: UUID) -> bool:
         """Forget a document; whether there was one."""
-        return self._delete("DELETE FROM documents WHERE instance = ?", str(instance))
+        return self._delete(instance, ("documents",))
 
     def instances(self) -> frozenset[UUID]:
         """All instances that anything is kept of."""
-        tables = ("documents", "policies", "attachments")
+        statement = " UNION ".join(f"SELECT instance FROM {table}" for table in _OF_INSTANCES)
+        rows = self._read(f"{statement} UNION SELECT substr(scope, 10) FROM sources WHERE scope LIKE 'instance:%'")
         with explained(self.path):
-            rows = self._rows(" UNION ".join(f"SELECT instance FROM {table}" for table in tables))
             return frozenset(UUID(instance) for (instance,) in rows)
 
-    def put_policy(self, instance: UUID, policy: Policy) -> None:
-        """Keep an instance's policy."""
-        tokens = policy.tokens.value if policy.tokens else None
-        routes = json.dumps(dict(policy.routes)) if policy.routes is not None else None
+    def forget(self, instance: UUID) -> bool:
+        """Forget all that is kept of an instance, but whose tap it is; whether there was anything."""
+        return self._delete(instance, _FORGOTTEN, "DELETE FROM sources WHERE scope = 'instance:' || ?")
+
+    def _delete(self, instance: UUID, tables: tuple[str, ...], *statements: str) -> bool:
+        every = [*(f"DELETE FROM {table} WHERE instance = ?" for table in tables), *statements]
         with self.transaction(), explained(self.path):
-            self._db.execute(
-                "INSERT OR REPLACE INTO policies VALUES (?, ?, ?, ?, ?, ?)",
-                (str(instance), policy.v4.value, policy.v6.value, policy.hop_limit, tokens, routes),
-            )
+            found = sum(self._write(statement, str(instance)) for statement in every) > 0
+            if found:
+                self._note(f"instance:{instance}")
+        return found
+
+    def put_policy(self, instance: UUID, policy: Policy) -> None:
+        """Keep an instance's policy, but what is `latched`: see `latches`. Raises InputError for a deadline that cannot
+        be."""
+        check_until(policy.auto.until if policy.auto else None)
+        values = _values(policy)
+        with self.transaction(), explained(self.path):
+            self._write(
+                f"INSERT OR REPLACE INTO policies (instance, {_POLICY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                str(instance), *values,
+            )  # fmt: skip
+            self._note(f"instance:{instance}")
 
     def policies(self) -> dict[UUID, Policy]:
         """The policies of the instances that have one of their own."""
+        rows = self._read(f"SELECT instance, {_POLICY} FROM policies")
         with explained(self.path):
-            rows = self._rows("SELECT instance, v4, v6, hop_limit, tokens, routes FROM policies")
             return {UUID(instance): _policy(*row) for instance, *row in rows}
 
     def delete_policy(self, instance: UUID) -> bool:
         """Let the default policy hold again; whether there was another."""
-        return self._delete("DELETE FROM policies WHERE instance = ?", str(instance))
+        return self._delete(instance, ("policies",))
 
     def attach(self, netns: str, tap: str, instance: UUID) -> None:
         """Say whose a tap is. Raises ConflictError if it is said to be another instance's."""
@@ -165,37 +126,54 @@ class Store:
             owner = self.attachments().get((netns, tap), instance)
             if owner != instance:
                 raise ConflictError(f"{tap} is attached to {owner}", f"`metashim detach {tap}` first")
-            with explained(self.path):
-                self._db.execute(
-                    "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?)", (netns, tap, str(instance))
-                )
+            self._write("INSERT OR REPLACE INTO attachments VALUES (?, ?, ?)", netns, tap, str(instance))
 
     def detach(self, netns: str, tap: str) -> bool:
         """Take back an attach; whether there was one."""
-        return self._delete("DELETE FROM attachments WHERE netns = ? AND tap = ?", netns, tap)
+        with self.transaction():
+            return self._write("DELETE FROM attachments WHERE netns = ? AND tap = ?", netns, tap) > 0
 
     def attachments(self) -> Mapping[tuple[str, str], UUID]:
         """(namespace, tap) → instance; not to be changed. Asked for at every change of a link, so it is read again
         only after a write: `data_version` tells of others', `total_changes` of our own."""
         with explained(self.path):
-            written = self._rows("PRAGMA data_version")[0][0], self._db.total_changes
+            written = self._read("PRAGMA data_version")[0][0], self._db.total_changes
             if written != self._attached_as_of or self._db.in_transaction:  # which may yet be taken back
-                rows = self._rows("SELECT netns, tap, instance FROM attachments")
+                rows: list[Row] = self._read("SELECT netns, tap, instance FROM attachments")
                 self._attached = {(netns, tap): UUID(instance) for netns, tap, instance in rows}
                 self._attached_as_of = None if self._db.in_transaction else written
             return self._attached
 
-    def _rows(self, statement: str, *values: str) -> list[tuple[Any, ...]]:
-        return self._db.execute(statement, values).fetchall()
 
-    def _delete(self, statement: str, *values: str) -> bool:
-        with self.transaction(), explained(self.path):
-            return self._db.execute(statement, values).rowcount > 0
+def _values(policy: Policy) -> tuple[object, ...]:
+    """A policy in the columns of _POLICY."""
+    return (
+        policy.v4.value,
+        policy.v6.value,
+        policy.hop_limit,
+        policy.tokens.value if policy.tokens else None,
+        json.dumps(dict(policy.routes)) if policy.routes is not None else None,
+        policy.composition.value if policy.composition else None,
+        json.dumps(policy.closed) if policy.closed else None,
+        msgspec.json.encode(policy.auto).decode() if policy.auto else None,
+    )
 
 
-def _policy(v4: str, v6: str, hop_limit: int, tokens: str | None, routes: str | None) -> Policy:
+def _policy(
+    v4: str, v6: str, hop_limit: int, tokens: str | None, routes: str | None, composition: str | None,
+    closed: str | None, auto: str | None,
+) -> Policy:  # fmt: skip
     """A stored policy. Raises ValueError if it makes no sense here."""
-    return Policy(Access(v4), Access(v6), hop_limit, Tokens(tokens) if tokens else None, _routes(routes))
+    return Policy(
+        Access(v4),
+        Access(v6),
+        hop_limit,
+        Tokens(tokens) if tokens else None,
+        _routes(routes),
+        Composition(composition) if composition else None,
+        _closed(closed),
+        auto=_auto(auto),
+    )
 
 
 def _routes(raw: str | None) -> Routes | None:
@@ -205,34 +183,12 @@ def _routes(raw: str | None) -> Routes | None:
     return tuple(found.items()) if found is not None else None
 
 
-def parsed(path: Path, revision: int, body: bytes | None) -> tuple[int, Document | None]:
-    """A stored document. Raises StoreError if it makes no sense here: a newer metashim wrote it."""
-    if body is None:
-        return revision, None
-    try:
-        return revision, restore(body)
-    except InputError as error:
-        what = f"the store {path} holds a document that cannot be served: {error}"
-        raise StoreError(what, error.hint) from error
+def _closed(raw: str | None) -> tuple[str, ...]:
+    found: Any = json.loads(raw) if raw is not None else []
+    if not isinstance(found, list) or any(not isinstance(each, str) or parse_prefix(each) != each for each in found):
+        raise ValueError(f"{raw!r} are not prefixes")
+    return tuple(found)
 
 
-def _create(path: Path, gid: int | None) -> None:
-    """An empty file with its final mode, before SQLite makes -wal and -shm in that file's likeness."""
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True)
-        path.parent.chmod(0o750)  # whatever the umask
-        if gid is not None:
-            os.chown(path.parent, -1, gid)
-    if path.exists():
-        return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
-    os.close(descriptor)
-
-
-def _share(path: Path, gid: int | None) -> None:
-    """Let the group read the file and its two companions, and nobody else."""
-    for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        if name.exists():
-            if gid is not None:
-                os.chown(name, -1, gid)
-            name.chmod(0o640)
+def _auto(raw: str | None) -> Auto | None:
+    return msgspec.json.decode(raw, type=Auto) if raw is not None else None

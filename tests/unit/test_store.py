@@ -183,7 +183,7 @@ class TestTransaction:
     def test_a_held_store_is_refused_before_anything_is_done(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("shim.metadata.store.BUSY_SECONDS", 0.05)
+        monkeypatch.setattr("shim.metadata.store_file.BUSY_SECONDS", 0.05)
         impatient = Store(store.path)
         entered = False
         refused = pytest.raises(StoreError, match="locked")
@@ -223,9 +223,9 @@ class TestForeignFiles:
         store.put_document(A, named("a"))
         store.close()
         with sqlite3.connect(path) as db:
-            db.execute("PRAGMA user_version = 3")
+            db.execute(f"PRAGMA user_version = {schema.SCHEMA + 1}")
         db.close()
-        assert "newer metashim (schema 3" in self.refused(path)
+        assert f"newer metashim (schema {schema.SCHEMA + 1}" in self.refused(path)
 
     def test_a_truncated_store(self, store: Store, path: Path) -> None:
         store.put_document(A, named("a" * 200))
@@ -309,7 +309,7 @@ class TestUpgrade:
         assert again.policies() == {A: changed}, "and the second start has nothing to bring along"
         again.close()
         with sqlite3.connect(old) as db:
-            assert db.execute("PRAGMA user_version").fetchone() == (2,)
+            assert db.execute("PRAGMA user_version").fetchone() == (schema.SCHEMA,)
         db.close()
 
     def test_it_looks_like_a_new_store_afterwards(self, old: Path, store: Store) -> None:
@@ -551,9 +551,9 @@ class TestUnprivilegedReader:
         store.close()
 
     def test_sees_whole_commits_in_order_while_they_are_made(self, hall: Hall) -> None:
-        writer = hall.writer(A, 600)
-        assert writer.hear() == "writing"
         readers = [hall.reader(), hall.reader()]
+        writer = hall.writer(A, 3_000)
+        assert writer.hear() == "writing"
         seen = []
         for _ in range(400):
             for reader in readers:
