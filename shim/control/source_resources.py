@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from shim.control import fields
 from shim.control import live_shapes as live
 from shim.control.call import BYTES, Call, Resources, answer, tag
@@ -9,6 +11,10 @@ from shim.core.exchange import Response
 from shim.core.kv import etag
 from shim.core.source import DOCUMENT, MERGE_DEFAULT, ORDER_DEFAULT, Kind, Scope, Source
 from shim.errors import InputError
+
+
+_UNPRINTABLE = re.compile(r"[^ -~]")
+OWNER_DEFAULT = "operator"  # and not who asks: guests are shown it
 
 
 async def _get_sources(call: Call) -> Response:
@@ -28,7 +34,7 @@ def _named(call: Call) -> tuple[Scope, str]:
 
 async def _get_source(call: Call) -> Response:
     source = await call.operations.source(*_named(call))
-    headers = (*tag(etag(source.body)), (b"x-metashim-owner", source.owner.encode("ascii", "replace")))
+    headers = (*tag(etag(source.body)), (b"x-metashim-owner", _UNPRINTABLE.sub("?", source.owner).encode()))
     if not call.accepts(b"application/json"):
         return Response(200, BYTES + headers, source.body)
     return answer(live.SourceBodyView.of(source), headers=headers)
@@ -64,7 +70,6 @@ async def _preview(call: Call) -> Response:
     return answer(await call.operations.preview(fields.instance(call.item)))
 
 
-OWNER_DEFAULT = "operator"  # and not who asks: guests are shown it
 _PARAMETERS = ("kind", "owner", "order", "merge", "template", "reads", "until", "seconds")
 
 RESOURCES: Resources = {

@@ -6,6 +6,7 @@ import asyncio
 import socketserver
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from uuid import UUID
@@ -15,21 +16,22 @@ import msgspec
 from shim.control import shapes
 from shim.control.api import Api
 from shim.control.operations import PolicyChange
-from shim.core.exchange import Request, Response
+from shim.core.exchange import Request
 from shim.core.policy import Policy
-from shim.errors import ConflictError, InputError, MetashimError, NotFoundError
+from shim.errors import ConflictError, InputError, NotFoundError
+from tests.unit.control_memory_live import MemoryLive
 
 ONE = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
 TWO = UUID("c0ffee00-1111-4222-8333-444455556666")
 NOBODY = UUID("00000000-0000-4000-8000-00000000dead")
 
 
-class Memory:
+class Memory(MemoryLive):
     """A tap of ONE's, one of TWO's, and one that nobody claims. The next operation raises `fail`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.documents: dict[UUID, bytes] = {}
-        self.revision = 0
         self.policies: dict[UUID, Policy] = {}
         self.attached: dict[tuple[str, str], UUID] = {("rack1", "tap9"): TWO}
         self.taps: dict[tuple[str, str], UUID | None] = {
@@ -39,18 +41,13 @@ class Memory:
         }
         self.log: list[shapes.EventView] = []
         self.waited: list[float] = []
-        self.fail: MetashimError | None = None
+        self.reports: dict[UUID, shapes.ReportsView] = {}
         self.refuse: set[UUID] = set()
         self.datapath, self.fallback = "ebpf", ""
         self.lacks: list[str] = []
         self.used: dict[UUID, tuple[int, int, int]] = {ONE: (5, 2, 1)}
         self.keys = 2
         self.backends: list[shapes.BackendView] = []
-
-    def _begin(self) -> None:
-        fail, self.fail = self.fail, None
-        if fail:
-            raise fail
 
     def _port(self, netns: str, tap: str) -> shapes.PortView:
         owner = self.taps[netns, tap]
@@ -62,12 +59,18 @@ class Memory:
 
     def _policy(self, instance: UUID) -> shapes.PolicyView:
         policy = self.policies.get(instance, Policy())
+        policy = policy.with_latches(policy.latched)
         own = instance in self.policies
+        auto = policy.auto and shapes.AutoView(
+            policy.auto.how.value, policy.auto.until, policy.auto.on_read, policy.auto.on_ready
+        )
+        composition = policy.composition.value if policy.composition else "merged"
         tokens = policy.tokens.value if policy.tokens else "optional"
         routes = {"/": "embedded"} if policy.routes is None else dict(policy.routes)
         return shapes.PolicyView(
             policy.v4.value, policy.v6.value, policy.hop_limit, own, tokens, routes,
             policy.tokens is not None, policy.routes is not None,
+            list(policy.closed), list(policy.latched), auto, composition, policy.composition is not None,
         )  # fmt: skip
 
     def _known(self) -> set[UUID]:
@@ -103,9 +106,14 @@ class Memory:
         ports = [self._port(*key) for key, owner in self.taps.items() if owner == instance]
         raw = self.documents.get(instance)
         document, revision = (msgspec.json.decode(raw), self.revision) if raw else (None, 0)
-        return shapes.InstanceView(instance, self._policy(instance), ports, revision, document)
+        sources = [source.id for source in self.kept.values()]
+        reports = self.reports.get(instance, shapes.ReportsView())
+        keys = sum(owner == instance for owner, _ in self.stored)
+        return shapes.InstanceView(
+            instance, self._policy(instance), ports, revision, document, sources, reports, keys
+        )
 
-    async def put_document(self, instance: UUID, raw: bytes) -> int:
+    async def put_document(self, instance: UUID, raw: bytes, *, who: str) -> int:
         self._begin()
         try:
             found = msgspec.json.decode(raw, type=dict)
@@ -117,7 +125,7 @@ class Memory:
         self.revision += 1
         return self.revision
 
-    async def delete_instance(self, instance: UUID) -> None:
+    async def delete_instance(self, instance: UUID, *, who: str) -> None:
         self._begin()
         if self.documents.pop(instance, None) is None:
             raise NotFoundError(f"{instance} has no document")
@@ -126,7 +134,7 @@ class Memory:
         self._begin()
         return self._policy(instance)
 
-    async def set_policy(self, instance: UUID, change: PolicyChange) -> shapes.PolicyView:
+    async def set_policy(self, instance: UUID, change: PolicyChange, *, who: str) -> shapes.PolicyView:
         self._begin()
         if instance in self.refuse:
             raise ConflictError("not that one", "try another")
@@ -134,7 +142,18 @@ class Memory:
         if "http" in dict(after.routes or ()).values():
             raise InputError("the backend http is not set up", "set http.addresses")
         self.policies[instance] = after
+        self.note(who, instance, "policy")
         return self._policy(instance)
+
+    async def unlock(self, instance: UUID, prefix: str | None, *, who: str) -> shapes.UnlockedView:
+        self._begin()
+        before = self.policies.get(instance, Policy())
+        opened = tuple(one for one in before.latched if prefix in (None, one))
+        if opened:
+            left = tuple(one for one in before.latched if one not in opened)
+            self.policies[instance] = replace(before, latched=left)
+            self.note(who, instance, "unlock", " ".join(opened))
+        return shapes.UnlockedView(list(opened), self._policy(instance))
 
     async def tokens(self) -> shapes.TokensView:
         self._begin()
@@ -145,7 +164,7 @@ class Memory:
             views.append(shapes.TokenUseView(instance, policy.tokens, policy.own_tokens, *used))
         return shapes.TokensView("optional", views)
 
-    async def rotate_keys(self, drop: bool) -> shapes.KeysView:
+    async def rotate_keys(self, drop: bool, *, who: str) -> shapes.KeysView:
         self._begin()
         self.keys = 1 if drop else self.keys + 1
         return shapes.KeysView(self.keys, 0.0 if drop else 60.0)
@@ -154,13 +173,13 @@ class Memory:
         self._begin()
         return [shapes.AttachmentView(tap, owner, netns) for (netns, tap), owner in self.attached.items()]
 
-    async def attach(self, netns: str, tap: str, instance: UUID) -> None:
+    async def attach(self, netns: str, tap: str, instance: UUID, *, who: str) -> None:
         self._begin()
         if self.attached.get((netns, tap), instance) != instance:
             raise ConflictError(f"{tap} is attached to another", f"`metashim detach {tap}` first")
         self.attached[netns, tap] = instance
 
-    async def detach(self, netns: str, tap: str) -> None:
+    async def detach(self, netns: str, tap: str, *, who: str) -> None:
         self._begin()
         if self.attached.pop((netns, tap), None) is None:
             raise NotFoundError(f"{tap} is not attached", "see `metashim list`")
@@ -193,18 +212,26 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         path, _, query = self.path.partition("?")
-        request = Request(self.command.encode(), path.encode(), query.encode(), (), body)
-        answer = asyncio.run(self.server.api.handle(request))
+        headers = tuple((name.lower().encode(), value.encode()) for name, value in self.headers.items())
+        request = Request(self.command.encode(), path.encode(), query.encode(), headers, body)
         with suppress(BrokenPipeError):  # who interrupted a long poll does not wait for its answer
-            self._send(answer)
+            asyncio.run(self._answer(request))
 
-    def _send(self, answer: Response) -> None:
+    async def _answer(self, request: Request) -> None:
+        answer = await self.server.api.handle(request, "tester (uid 7)")
         self.send_response_only(answer.status)
         for name, value in answer.headers:
             self.send_header(name.decode(), value.decode())
-        self.send_header("content-length", str(len(answer.body)))
+        if answer.parts is None:
+            self.send_header("content-length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body)
+            return
+        self.close_connection = True
+        self.send_header("connection", "close")
         self.end_headers()
-        self.wfile.write(answer.body)
+        async for part in answer.parts:
+            self.wfile.write(part)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = _serve
 

@@ -82,7 +82,8 @@ def test_policy_changes_only_what_is_named() -> None:
     target = f"/v1/instances/{ONE}/policy"
     assert good(memory, "GET", target) == {
         "v4": "open", "v6": "open", "hop_limit": 64, "own": False, "tokens": "optional", "routes": {"/": "embedded"},
-        "own_tokens": False, "own_routes": False,
+        "own_tokens": False, "own_routes": False, "closed": [], "latched": [], "auto": None, "composition": "merged",
+        "own_composition": False,
     }  # fmt: skip
     assert good(memory, "PUT", target, {"access": "drop", "families": ["6"]})["v6"] == "drop"
     assert good(memory, "PUT", target, {"hop_limit": 2})["hop_limit"] == 2
@@ -292,7 +293,7 @@ def test_wrong_addresses(target: str, status: int, what: str) -> None:
 
 def test_near_misses_are_named() -> None:
     assert bad(Memory(), "GET", "/v1/counters?tab=tap1")[2] == "did you mean tap?"
-    assert "/v1/attachments, /v1/counters, /v1/events" in bad(Memory(), "GET", "/v1/x")[2]
+    assert "/v1/attachments, /v1/audit, /v1/counters, /v1/events" in bad(Memory(), "GET", "/v1/x")[2]
 
 
 @pytest.mark.parametrize(
