@@ -1,4 +1,5 @@
-"""The operators' verbs. Each talks to the running agent; `agent`, `check`, `rules` and `teardown` are the host's own.
+"""The operators' verbs. Each talks to the running agent; `agent`, `check`, `rules`, `teardown`, `backup` and
+`restore` are the host's own.
 
 What a verb needs is imported when it runs, so that the short ones start fast, and bcc never is.
 Whatever goes wrong is two lines on standard error: what happened, then what to do.
@@ -16,8 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from shim import __version__, errors
-from shim.control import policy_verbs
-from shim.control.arguments import InstanceOrTapType, InstanceType, Session, TapType, json_option, maybe_uuid
+from shim.control import kv_verbs, policy_verbs, source_verbs, switch_verbs
+from shim.control.arguments import (
+    FOLLOW_SECONDS,
+    InstanceOrTapType,
+    InstanceType,
+    Session,
+    TapType,
+    contents,
+    json_option,
+    maybe_uuid,
+)
 from shim.control.output import complain, say, show
 from shim.errors import InputError, MetashimError
 
@@ -27,13 +37,12 @@ if TYPE_CHECKING:
     from shim.control.shapes import EventView
 
 
-FOLLOW_SECONDS = 25  # one long poll of `events --follow`
 INTERRUPTED = 130  # as a shell reports SIGINT
 
 _FAMILIES = (
     (errors.ConfigError, "the configuration is wrong"),
     (errors.InputError, "an argument or a document is wrong"),
-    (errors.NotFoundError, "no such instance or tap"),
+    (errors.NotFoundError, "no such instance, tap, source or key"),
     (errors.ConflictError, "it contradicts what is there"),
     (errors.KernelError, "the kernel refused"),
     (errors.StoreError, "the store cannot be used"),
@@ -65,7 +74,7 @@ def cli(ctx: click.Context, config: Path | None, socket: Path | None) -> None:
     ctx.obj = Session(config, socket)
 
 
-for _verb in policy_verbs.VERBS:
+for _verb in (*policy_verbs.VERBS, *switch_verbs.VERBS, *source_verbs.VERBS, *kv_verbs.VERBS):
     cli.add_command(_verb)
 
 
@@ -224,6 +233,40 @@ def teardown(session: Session, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("file", type=_PATH)
+@click.option("--force", is_flag=True, help="Also over a file that is there.")
+@json_option
+@click.pass_obj
+def backup(session: Session, file: Path, force: bool, as_json: bool) -> None:
+    """Copy the store to a file, while the agent runs or not."""
+    config = session.config()
+    from shim import host_store
+
+    _carried(as_json, file, host_store.backup(config, file, force))
+
+
+@cli.command()
+@click.argument("file", type=_PATH)
+@json_option
+@click.pass_obj
+def restore(session: Session, file: Path, as_json: bool) -> None:
+    """Put a copy in the store's place; stop the agent first."""
+    config = session.config()
+    from shim import host_store
+
+    _carried(as_json, file, host_store.restore(config, file))
+
+
+def _carried(as_json: bool, file: Path, carried: object) -> None:
+    """What a copy of the store holds, by its kind."""
+    import msgspec
+
+    found = msgspec.to_builtins(carried)
+    view = {"file": str(file)} | found
+    show(as_json, view, lambda text: text.facts((key.replace("_", " "), value) for key, value in view.items()))
+
+
+@cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @json_option
 def completion(shell: str, as_json: bool) -> None:
@@ -244,10 +287,7 @@ def _print_event(event: EventView, text: Any) -> None:
 
 def _document(file: str) -> bytes:
     """The document in a file as JSON: JSON goes as it is, TOML is turned into it. Raises InputError."""
-    try:
-        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}", "name a file with a JSON or TOML document") from None
+    raw = contents(file, "name a file with a JSON or TOML document")
     if raw.lstrip()[:1] in (b"{", b"[") and not file.endswith(".toml"):
         return raw
     import tomllib

@@ -12,7 +12,6 @@ from shim.core.kv import etag
 from shim.core.source import DOCUMENT, MERGE_DEFAULT, ORDER_DEFAULT, Kind, Scope, Source
 from shim.errors import InputError
 
-
 _UNPRINTABLE = re.compile(r"[^ -~]")
 OWNER_DEFAULT = "operator"  # and not who asks: guests are shown it
 

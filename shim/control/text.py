@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from shim.control import shapes
+from shim.core.closure import WHOLE
 
 UNCUT = 10000  # columns: a terminal that is narrower wraps, as names must stay whole
 
@@ -30,7 +31,7 @@ _COLOURS = {
     "failed": "red",
     "fail": "red",
 }
-_NUMBERS = ("OPENED", "DELIVERED", "REPLIED", "REFUSED", "PACKETS", "WITH", "WITHOUT")
+_NUMBERS = ("OPENED", "DELIVERED", "REPLIED", "REFUSED", "PACKETS", "WITH", "WITHOUT", "ORDER", "BYTES")
 _FLOW = ("opened", "delivered", "replied")
 _PASSED = {*_FLOW, "arp_answered", "nd_answered", "echo_answered"}
 _SECRET = ("user_data", "user_data_base64", "vendor_data", "vendor_data2")
@@ -39,6 +40,16 @@ _SECRET = ("user_data", "user_data_base64", "vendor_data", "vendor_data2")
 def clean(text: object) -> str:
     """Text that cannot steer a terminal or forge a line."""
     return _CONTROL.sub("?", str(text))
+
+
+def lines(text: str) -> list[str]:
+    """Lines of a text, each of which cannot steer a terminal."""
+    return [clean(line.expandtabs(8)) for line in text.split("\n")]
+
+
+def when(seconds: float) -> str:
+    """A time in Unix seconds as the clock on the wall has it, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def duration(seconds: float) -> str:
@@ -138,12 +149,13 @@ def _backends(views: list[shapes.BackendView]) -> list[tuple[str, str]]:
 def listing(ports: list[shapes.PortView], instances: list[shapes.InstanceSummary]) -> None:
     """One line a tap, then the instances that have none."""
     seen = {port.instance for port in ports}
+    marks = {i.instance: _marks(i.policy) for i in instances}
     rows = [
-        (_tap(p.netns, p.tap or f"link {p.ifindex}"), p.instance or "-", p.state, _access(p), p.source or "-")
+        (_tap(p.netns, p.tap or f"link {p.ifindex}"), p.instance or "-", p.state, _access(p, marks), p.source or "-")
         for p in sorted(ports, key=lambda p: (p.netns, _natural(p.tap)))
     ]
     rows += [
-        ("-", i.instance, "no tap", access(i.policy.v4, i.policy.v6), "-")
+        ("-", i.instance, "no tap", access(i.policy.v4, i.policy.v6) + marks[i.instance], "-")
         for i in sorted(instances, key=lambda i: str(i.instance))
         if i.instance not in seen
     ]
@@ -156,8 +168,52 @@ def listing(ports: list[shapes.PortView], instances: list[shapes.InstanceSummary
             print(f"{_tap(port.netns, port.tap)}: {clean(note)}")
 
 
-def _access(port: shapes.PortView) -> str:
-    return access(port.v4, port.v6) if port.instance else "-"
+def _access(port: shapes.PortView, marks: dict[UUID, str]) -> str:
+    return access(port.v4, port.v6) + marks.get(port.instance, "") if port.instance else "-"
+
+
+def _marks(policy: shapes.PolicyView) -> str:
+    """What of a policy is not seen from its access."""
+    locked = "locked" if WHOLE in policy.latched else "partly locked" if policy.latched else ""
+    marks = (locked, "partly closed" if policy.closed else "", "auto" if policy.auto else "")
+    return "".join(f", {mark}" for mark in marks if mark)
+
+
+def auto(view: shapes.AutoView | None) -> str:
+    """When an instance will be disabled, and how."""
+    if view is None:
+        return "never by itself"
+    times = (
+        f"at {when(view.until)}" if view.until is not None else "",
+        "once it has read its user-data" if view.on_read else "",
+        "once it says that it is ready" if view.on_ready else "",
+    )
+    return f"{view.how} {', or '.join(filter(None, times))}"
+
+
+def _switches(policy: shapes.PolicyView) -> list[tuple[str, object]]:
+    """Facts about what is closed, or will be; none where nothing is."""
+    facts = (
+        ("auto", auto(policy.auto) if policy.auto else ""),
+        ("closed", ", ".join(policy.closed)),
+        ("locked", ", ".join("all" if one == WHOLE else one for one in policy.latched)),
+    )
+    return [(name, f"{value} (by the guest)" if name == "locked" else value) for name, value in facts if value]
+
+
+def _live(view: shapes.InstanceView) -> list[tuple[str, object]]:
+    """Facts about sources, keys and what the guest reported; none where there is nothing."""
+    policy, reports = view.policy, view.reports
+    told = [
+        f"{what} {when(at)}" for what, at in (("ready", reports.ready), ("user-data read", reports.read)) if at
+    ]
+    facts: tuple[tuple[str, object], ...] = (
+        ("composition", policy.composition if policy.own_composition else ""),
+        ("sources", ", ".join(view.sources)),
+        ("keys", view.keys or ""),
+        ("reports", ", ".join(told)),
+    )
+    return [(name, value) for name, value in facts if value]
 
 
 def instance(view: shapes.InstanceView) -> None:
@@ -171,10 +227,12 @@ def instance(view: shapes.InstanceView) -> None:
         [
             ("instance", view.instance),
             ("access", origin(access(policy.v4, policy.v6), policy.own)),
+            *_switches(policy),
             ("hop limit", policy.hop_limit),
             ("tokens", origin(policy.tokens, policy.own_tokens)),
             *_routes(policy.routes, "" if policy.own_routes else " (default)"),
             *(taps or [("taps", "none")]),
+            *_live(view),
             ("document", f"revision {view.revision}" if view.document is not None else "none"),
             *((f"  {name}", _member(name, value)) for name, value in (view.document or {}).items() if value),
         ]
@@ -183,6 +241,20 @@ def instance(view: shapes.InstanceView) -> None:
 
 def _routes(routes: dict[str, str], note: str = "") -> list[tuple[str, str]]:
     return [("" if n else "routes", f"{prefix} {backend}{note}") for n, (prefix, backend) in enumerate(routes.items())]
+
+
+def closed(policy: shapes.PolicyView) -> str:
+    """What operators closed."""
+    return f"closed: {', '.join(policy.closed)}" if policy.closed else "no path is closed"
+
+
+def unlocked(instance: UUID, view: shapes.UnlockedView) -> None:
+    """What is open again, and what is not."""
+    opened = ", ".join("all" if one == WHOLE else one for one in view.opened)
+    print(f"{instance}: {clean(f'{opened} unlocked' if opened else 'nothing of the kind is locked')}")
+    for name, value in _switches(view.policy):
+        if name != "auto":
+            print(f"{instance}: {name} still: {clean(value)}")
 
 
 def routes(instance: UUID, policy: shapes.PolicyView) -> None:
@@ -224,10 +296,9 @@ def event(view: shapes.EventView) -> None:
     print(f"{stamp}  {view.kind:<8}  {clean(about):<15}  {clean(words)}", flush=True)
 
 
-def _coloured(word: str) -> str:
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
-        return word
-    return click.style(word, fg=_COLOURS[word])
+def coloured(words: str, colour: str) -> str:
+    """Words in a colour, on a terminal that may have them so."""
+    return words if not sys.stdout.isatty() or os.environ.get("NO_COLOR") else click.style(words, fg=colour)
 
 
 def _refusals(counters: dict[str, int]) -> int:
@@ -256,7 +327,7 @@ def findings(found: Iterable[tuple[str, str, str]]) -> None:
     levels = []
     for level, what, hint in found:
         levels.append(level)
-        print(f"{_coloured(level)}{' ' * (4 - len(level))}  {clean(what)}")
+        print(f"{coloured(level, _COLOURS[level])}{' ' * (4 - len(level))}  {clean(what)}")
         if hint and level != "ok":
             print(f"      {clean(hint)}")
     faults, warnings = levels.count("fail"), levels.count("warn")
