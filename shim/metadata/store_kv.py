@@ -95,7 +95,7 @@ class KvStore(StoreFile):
                 return CHANGED
             self._forget_key(instance, key, held.revision)
             self._note(f"instance:{instance}")
-        return Outcome("done", etag=held.etag) if held.live else ABSENT
+        return Outcome("done") if held.live else ABSENT
 
     def _forget_key(self, instance: UUID, key: str, revision: int) -> None:
         self._write("DELETE FROM spent WHERE revision = ?", revision)

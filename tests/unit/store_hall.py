@@ -1,0 +1,169 @@
+"""Common ground of the store's tests: two instances, a clock, and processes that read and write as another user."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from shim.metadata.store import Store
+
+ROOT = Path(__file__).parents[2]
+A = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
+B = UUID("c0ffee00-1111-4222-8333-444455556666")
+NOBODY = 65_534
+GROUP = 64_042
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.5
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "metashim.db"
+
+
+@pytest.fixture
+def store(path: Path, clock: Clock) -> Iterator[Store]:
+    store = Store(path, clock=clock)
+    yield store
+    store.close()
+
+
+def named(name: str) -> bytes:
+    return json.dumps({"name": name}).encode()
+
+
+def reopened(store: Store) -> Store:
+    store.close()
+    return Store(store.path)
+
+
+PREAMBLE = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from uuid import UUID
+from shim.errors import StoreError
+from shim.metadata.reader import Reader
+from shim.metadata.store import Store
+"""
+
+# After the imports, as in the proxy: who it becomes may not be able to read this checkout.
+BECOME = f"""
+import os
+os.setgroups([])
+os.setresgid({GROUP}, {GROUP}, {GROUP})
+os.setresuid({{user}}, {{user}}, {{user}})
+"""
+
+READ = """
+reader = Reader(Path(sys.argv[1]))
+print(json.dumps("ready"), flush=True)
+for line in sys.stdin:
+    try:
+        if line.strip() == "version":
+            answer = repr(reader.version())
+        else:
+            revision, document = reader.document(UUID(line.strip()))
+            answer = [revision, document and document.name]
+    except StoreError as error:
+        answer = {"error": str(error), "hint": error.hint}
+    print(json.dumps(answer), flush=True)
+"""
+
+WRITE = """
+store = Store(Path(sys.argv[1]), gid=int(sys.argv[2]))
+instance = UUID(sys.argv[3])
+first = True
+for number in range(int(sys.argv[4])):
+    store.put_document(instance, json.dumps({"name": f"n{number}"}).encode())
+    if first:
+        print(json.dumps("writing"), flush=True)
+        first = False
+print(json.dumps("done"), flush=True)
+sys.stdin.readline()
+"""
+
+
+class Child:
+    """A Python process that is asked by lines and answers in JSON lines, when it has become `user`."""
+
+    def __init__(self, script: str, *arguments: object, user: int = 0) -> None:
+        become = BECOME.format(user=user) if user else ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PREAMBLE + become + script, *map(str, arguments)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",
+        )  # fmt: skip
+
+    def hear(self) -> object:
+        assert self._process.stdout
+        return json.loads(self._process.stdout.readline())
+
+    def ask(self, line: object) -> object:
+        assert self._process.stdin
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        return self.hear()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class Hall:
+    """A store's folder that root writes and GROUP reads, and the processes at work there."""
+
+    def __init__(self) -> None:
+        self.outer = Path(tempfile.mkdtemp(prefix="metashim-store-"))
+        self.outer.chmod(0o755)
+        self.path = self.outer / "state" / "metashim.db"
+        self._children: list[Child] = []
+
+    def child(self, script: str, *arguments: object, user: int = 0) -> Child:
+        child = Child(script, *arguments, user=user)
+        self._children.append(child)
+        return child
+
+    def reader(self) -> Child:
+        reader = self.child(READ, self.path, user=NOBODY)
+        assert reader.hear() == "ready"
+        return reader
+
+    def writer(self, instance: UUID, count: int) -> Child:
+        return self.child(WRITE, self.path, GROUP, instance, count)
+
+    def leave(self) -> None:
+        for child in self._children:
+            child.kill()
+        shutil.rmtree(self.outer)
+
+
+@pytest.fixture
+def hall() -> Iterator[Hall]:
+    hall = Hall()
+    yield hall
+    hall.leave()
+
+
+def names_beside(path: Path) -> set[str]:
+    return {name.name for name in path.parent.iterdir()}
