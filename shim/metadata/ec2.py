@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from uuid import UUID
 
 import msgspec
 
+from shim.core.closure import fold
+from shim.metadata import compose, leaves
 from shim.metadata.document import Document
 from shim.metadata.network import Network
-from shim.metadata.tree import BINARY, Directory, Leaf, Node, text
+from shim.metadata.tree import Directory, Late, Leaf, Node, text
+from shim.metadata.view import View
 
 VERSIONS = (
     "1.0",
@@ -39,13 +43,27 @@ LATEST = "latest"  # sorts after every date, and so has every key
 Fact = Callable[[UUID, Document], str | None]
 
 
-def find(instance: UUID, document: Document, segments: tuple[str, ...]) -> Node | None:
-    """The node at `/` + segments; None for an unknown path or version."""
+def find(view: View, segments: tuple[str, ...]) -> Node | None:
+    """The node at `/` + segments; None for an unknown path or version. Nothing closed is in it."""
     if not segments:
-        return text("\n".join((*VERSIONS, LATEST)))
-    if not served(segments[0]):
+        return text("\n".join(versions(view)))
+    version, path = segments[0], segments[1:]
+    if not served(version):
         return None
-    return version_tree(instance, document, segments[0]).find(segments[1:])
+    tree = Directory()
+    for name, make in _TOPS.items():
+        if not path or path[0] == name:
+            node = make(view, version)
+            if node is not None:
+                tree.children[name] = node
+    if view.closed:
+        tree.hide(fold(f"/{version}"), view.is_closed)
+    return tree.find(path)
+
+
+def versions(view: View) -> list[str]:
+    """What `/` lists."""
+    return [one for one in (*VERSIONS, LATEST) if not view.closed or not view.is_closed(fold(f"/{one}"))]
 
 
 def served(version: str) -> bool:
@@ -63,17 +81,20 @@ def _is_date(version: str) -> bool:
         return False
 
 
-def version_tree(instance: UUID, document: Document, version: str) -> Directory:
-    """All that one version serves: keys that were added to EC2 later are left out."""
-    tree = Directory({"meta-data": _meta_data(instance, document, version)})
-    if document.user_bytes is not None:
-        tree.plant("user-data", Leaf(document.user_bytes, BINARY))
-    if version >= "2009-04-04":
-        tree.plant("dynamic/instance-identity/document", _identity(instance, document))
-    return tree
+def _user_data(view: View, _version: str) -> Late | None:
+    return Late(partial(leaves.user_data, view)) if compose.has_user_data(view) else None
 
 
-def _meta_data(instance: UUID, document: Document, version: str) -> Directory:
+def _dynamic(view: View, version: str) -> Directory | None:
+    if version < "2009-04-04":
+        return None
+    identity = Late(partial(_identity, view.instance, view.document))
+    return Directory({"instance-identity": Directory({"document": identity})})
+
+
+def _meta_data(view: View, version: str) -> Directory:
+    """Keys that were added to EC2 after that version are left out."""
+    instance, document = view.instance, view.document
     tree = Directory()
     for since, path, fact in _FACTS:
         value = fact(instance, document) if version >= since else None
@@ -88,6 +109,14 @@ def _meta_data(instance: UUID, document: Document, version: str) -> Directory:
             place = f"network/interfaces/macs/{network.link_mac}"
             tree.plant(place, _interface(number, network, document, version))
     return tree
+
+
+_TOPS: dict[str, Callable[[View, str], Node | None]] = {
+    "meta-data": _meta_data,
+    "user-data": _user_data,
+    "dynamic": _dynamic,
+}
+"""All that a version serves; None: this one does not, or the instance has none."""
 
 
 def _public_keys(keys: dict[str, str]) -> Directory:

@@ -2,48 +2,53 @@
 
 from __future__ import annotations
 
-import re
-from uuid import UUID
+from msgspec.structs import replace
 
 from shim.core.exchange import Request, Response
-from shim.metadata import ec2, openstack
-from shim.metadata.document import Document
+from shim.metadata import ec2, gce, openstack, own
+from shim.metadata.target import split
 from shim.metadata.tree import TEXT, answer, plain
+from shim.metadata.view import Rendered, View
 
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
-_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+__all__ = ["respond", "split"]
+
+_NOT_ALLOWED = Response(405, ((b"allow", b"GET, HEAD"), (b"content-type", TEXT)), b"method not allowed\n")
 
 
-def respond(instance: UUID, document: Document, request: Request) -> Response:
-    """What the instance gets. GET and HEAD answer alike (the server leaves HEAD's body out); else 405."""
-    if request.method not in (b"GET", b"HEAD"):
-        headers = ((b"allow", b"GET, HEAD"), (b"content-type", TEXT))
-        return Response(405, headers, b"method not allowed\n")
+def respond(view: View, request: Request) -> Rendered:
+    """What the instance gets: GET and HEAD are answered, others 405. Raises compose.Unready and nothing else.
+
+    Of Rendered: see there. Errors and redirections have no etag. What a HEAD's answer would use up is neither claimed
+    nor in it, and its body is empty then, with `length` telling what it would be.
+    What is decided by headers: on GCE's face and at `/`, by Metadata-Flavor and X-Forwarded-For. By the query: on
+    GCE's face and our own. What is closed is in no answer; whoever calls refuses requests for it.
+    """
+    if request.method == b"GET":
+        return _respond(view, request)
+    if request.method == b"HEAD":
+        rendered = _respond(view, request)
+        return _nothing_used(rendered) if rendered.claims else rendered
+    return Rendered(gce.flavored(_NOT_ALLOWED) if gce.is_below(request.path) else _NOT_ALLOWED)
+
+
+def _respond(view: View, request: Request) -> Rendered:
     try:
         segments = split(request.path)
     except ValueError:
-        return plain(400, b"bad path\n")
-    if segments[:1] == ("openstack",):
-        return answer(openstack.find(instance, document, segments[1:]))
-    return answer(ec2.find(instance, document, segments))
+        refusal = plain(400, b"bad path\n")
+        return Rendered(gce.flavored(refusal) if gce.is_below(request.path) else refusal)
+    if not segments:
+        return gce.root(view) if gce.is_asked(request) else answer(view, ec2.find(view, ()))
+    top = segments[0]
+    if top == "openstack":
+        return answer(view, openstack.find(view, segments[1:]))
+    if top == gce.TOP:
+        return gce.respond(view, request, segments[1:])
+    if top == own.TOP:
+        return own.respond(view, request.query, segments[1:])
+    return answer(view, ec2.find(view, segments))
 
 
-def split(path: bytes) -> tuple[str, ...]:
-    """The segments of an absolute path, percent-decoded once; a trailing slash makes no difference.
-
-    An empty or dotted segment stays as it is: nothing has such a name, so it is not found. Raises
-    ValueError for a bad escape, what is not UTF-8, and control characters.
-    """
-    if not path.startswith(b"/"):
-        raise ValueError("not an absolute path")
-    raw = path[1:-1] if len(path) > 1 and path.endswith(b"/") else path[1:]
-    return tuple(_decode(segment) for segment in raw.split(b"/")) if path != b"/" else ()
-
-
-def _decode(segment: bytes) -> str:
-    if _BAD_ESCAPE.search(segment):
-        raise ValueError("bad escape")
-    text = _ESCAPE.sub(lambda found: bytes((int(found[1], 16),)), segment).decode()
-    if any(ord(char) < 0x20 or char == "\x7f" for char in text):
-        raise ValueError("control character")
-    return text
+def _nothing_used(rendered: Rendered) -> Rendered:
+    response = replace(rendered.response, body=b"", length=len(rendered.response.body))
+    return replace(rendered, response=response, claims=())

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-from uuid import UUID
 
 import msgspec
 
-from shim.metadata.document import Document
+from shim.metadata import compose, facts, leaves
 from shim.metadata.network_data import network_data
-from shim.metadata.tree import BINARY, JSON, Directory, Leaf, Node, text
+from shim.metadata.tree import JSON, Directory, Late, Leaf, Node, text
+from shim.metadata.view import View
 
 VERSIONS = (
     "2012-08-10",
@@ -30,68 +31,58 @@ VERSIONS = (
 
 LATEST = "latest"  # sorts after every date, and so has every file
 
-File = Callable[[UUID, Document, str], Leaf | None]
+BASE = "/openstack/latest"
+"""A version's folded path: what is closed in one is in all."""
+
+File = Callable[[View, str], Leaf | Late | None]
 
 
-def find(instance: UUID, document: Document, segments: tuple[str, ...]) -> Node | None:
-    """The node at `/openstack/` + segments; None for an unknown path or version."""
+def find(view: View, segments: tuple[str, ...]) -> Node | None:
+    """The node at `/openstack/` + segments; None for an unknown path or version. Nothing closed is in it."""
     if not segments:
-        return text("\n".join((*VERSIONS, LATEST)))
-    if segments[0] != LATEST and segments[0] not in VERSIONS:
+        return text("" if view.is_closed(BASE) else "\n".join((*VERSIONS, LATEST)))
+    version, path = segments[0], segments[1:]
+    if version != LATEST and version not in VERSIONS:
         return None
-    return version_tree(instance, document, segments[0]).find(segments[1:])
-
-
-def version_tree(instance: UUID, document: Document, version: str) -> Directory:
-    """The files of one version that this instance has."""
     tree = Directory()
     for since, name, file in _FILES:
-        leaf = file(instance, document, version) if version >= since else None
-        if leaf is not None:
-            tree.plant(name, leaf)
-    return tree
+        if version >= since and (not path or path[0] == name) and not view.is_closed(f"{BASE}/{name}"):
+            leaf = file(view, version)
+            if leaf is not None:
+                tree.children[name] = leaf
+    return tree.find(path)
+
+
+_FIELDS_SINCE = {"project_id": "2015-10-15", "devices": "2016-06-30"}
+"""The version that brought a field of meta_data.json, where it was not the first."""
 
 
 def _json(value: Any) -> Leaf:
     return Leaf(msgspec.json.encode(value), JSON)
 
 
-def _meta_data(instance: UUID, document: Document, version: str) -> Leaf:
-    facts: dict[str, Any] = {"uuid": str(instance), "launch_index": document.launch_index}
-    optional: dict[str, Any] = {
-        "name": document.name,
-        "hostname": document.full_host,
-        "availability_zone": document.availability_zone,
-        "meta": document.meta or None,
-        "project_id": document.project_id if version >= "2015-10-15" else None,
-        "devices": [] if version >= "2016-06-30" else None,
-    }
-    facts |= {name: value for name, value in optional.items() if value is not None}
-    return _json(facts | _keys(document.public_keys))
+def _meta_data(view: View, version: str) -> Leaf:
+    found = facts.meta_data(view)
+    return _json({name: value for name, value in found.items() if version >= _FIELDS_SINCE.get(name, "")})
 
 
-def _keys(public_keys: dict[str, str]) -> dict[str, Any]:
-    if not public_keys:
-        return {}
-    keys = {name: key.strip() for name, key in public_keys.items()}
-    return {
-        "public_keys": keys,
-        "keys": [{"name": name, "type": "ssh", "data": data} for name, data in keys.items()],
-    }
+def _user_data(view: View, _version: str) -> Late | None:
+    return Late(partial(leaves.user_data, view)) if compose.has_user_data(view) else None
 
 
-def _user_data(_i: UUID, document: Document, _v: str) -> Leaf | None:
-    raw = document.user_bytes
-    return Leaf(raw, BINARY) if raw is not None else None
-
-
-def _network_data(_i: UUID, document: Document, _v: str) -> Leaf | None:
+def _network_data(view: View, _version: str) -> Leaf | None:
     """None without networks, where Nova answers `{}`: cloud-init takes that for "configure nothing"."""
-    return _json(network_data(document.networks)) if document.networks else None
+    networks = view.document.networks
+    return _json(network_data(networks)) if networks else None
 
 
-def _vendor_data(value: Any) -> Leaf:
+def _vendor_data(view: View, _version: str) -> Late:
+    return Late(partial(leaves.vendor_data, view))
+
+
+def _vendor_data2(view: View, _version: str) -> Leaf:
     """`{}` when there is none, as Nova answers."""
+    value = view.document.vendor_data2
     return _json({} if value is None else value)
 
 
@@ -99,8 +90,8 @@ _FILES: tuple[tuple[str, str, File], ...] = (
     # The version that brought a file, its name, its content (None: not there).
     ("2012-08-10", "meta_data.json", _meta_data),
     ("2012-08-10", "user_data", _user_data),
-    ("2013-04-04", "password", lambda _i, _d, _v: Leaf(b"")),  # none has been posted
-    ("2013-10-17", "vendor_data.json", lambda _i, d, _v: _vendor_data(d.vendor_data)),
+    ("2013-04-04", "password", lambda _view, _version: Leaf(b"")),  # none has been posted
+    ("2013-10-17", "vendor_data.json", _vendor_data),
     ("2015-10-15", "network_data.json", _network_data),
-    ("2016-10-06", "vendor_data2.json", lambda _i, d, _v: _vendor_data(d.vendor_data2)),
+    ("2016-10-06", "vendor_data2.json", _vendor_data2),
 )

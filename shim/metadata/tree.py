@@ -1,4 +1,4 @@
-"""The tree that a face serves, and the grammar of its listings. PURE.
+"""The tree that EC2's and OpenStack's faces serve, and the grammar of its listings. PURE.
 
 A directory lists its children one a line, those that are directories with a slash; a trailing slash on
 the path makes no difference. The one oddity is `public-keys/`, which lists `0=name` for the directory `0`:
@@ -7,9 +7,12 @@ hence a directory's label.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shim.core.exchange import Response
+from shim.core.exchange import Headers, Response
+from shim.core.kv import etag
+from shim.metadata.view import Rendered, View
 
 TEXT = b"text/plain"
 JSON = b"application/json"
@@ -18,10 +21,22 @@ BINARY = b"application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A file: its bytes and their type."""
+    """A file: its bytes, their type, and the items that reading it uses up.
+
+    `tag` is its entity tag, where that is not the one of its bytes: of what is read once, the tag tells nothing.
+    """
 
     body: bytes
     content_type: bytes = TEXT
+    claims: tuple[str, ...] = ()
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A file that is made when it is read, for what costs much or may fail. None: it is not there after all."""
+
+    make: Callable[[], Leaf | None]
 
 
 @dataclass(slots=True)
@@ -51,13 +66,22 @@ class Directory:
             node = node.children.get(segment)
         return node
 
+    def hide(self, base: str, is_closed: Callable[[str], bool]) -> None:
+        """Take out what is closed. `base` is the folded path of this directory, without a slash at its end."""
+        for name, node in list(self.children.items()):
+            path = f"{base}/{name}"
+            if is_closed(path):
+                del self.children[name]
+            elif isinstance(node, Directory):
+                node.hide(path, is_closed)
+
     def listing(self) -> bytes:
         """One child a line, without a line end after the last (as EC2 and Nova do)."""
-        names = sorted(self.children, key=_order)
+        names = sorted(self.children, key=by_value)
         return "\n".join(_line(name, self.children[name]) for name in names).encode()
 
 
-Node = Leaf | Directory
+Node = Leaf | Late | Directory
 
 
 def text(value: str) -> Leaf:
@@ -65,26 +89,40 @@ def text(value: str) -> Leaf:
     return Leaf(value.encode())
 
 
-def answer(node: Node | None) -> Response:
-    """What a guest gets for a node: 404 in a few plain words where there is none."""
+def answer(view: View, node: Node | None) -> Rendered:
+    """What a guest gets for a node: 404 in a few plain words where there is none. Raises what a Late one raises."""
+    if isinstance(node, Late):
+        node = node.make()
     if node is None:
-        return plain(404, b"not found\n")
+        return NOT_FOUND
     if isinstance(node, Directory):
-        return plain(200, node.listing())
-    return Response(200, ((b"content-type", node.content_type),), node.body)
+        return found(view, node.listing(), TEXT)
+    return found(view, node.body, node.content_type, node.claims, node.tag)
 
 
-def plain(status: int, body: bytes) -> Response:
+def found(
+    view: View, body: bytes, content_type: bytes, claims: tuple[str, ...] = (), tag: str = "", more: Headers = ()
+) -> Rendered:
+    """An answer of 200 with its entity tag (that of its bytes if none is given)."""
+    tag = tag or etag(body)
+    headers = ((b"content-type", content_type), (b"etag", f'"{tag}"'.encode()), *more)
+    return Rendered(Response(200, headers, body), tag, claims, view.until)
+
+
+def plain(status: int, body: bytes, *more: tuple[bytes, bytes]) -> Response:
     """A response of plain text."""
-    return Response(status, ((b"content-type", TEXT),), body)
+    return Response(status, ((b"content-type", TEXT), *more), body)
+
+
+NOT_FOUND = Rendered(plain(404, b"not found\n"))
+
+
+def by_value(name: str) -> tuple[int, str]:
+    """The order of a listing: by name, but numbers by value, so that the keys 2 and 10 stay in order."""
+    return (len(name) if name.isdigit() else 0, name)
 
 
 def _line(name: str, node: Node) -> str:
-    if isinstance(node, Leaf):
-        return name
-    return f"{name}/" if node.label is None else node.label
-
-
-def _order(name: str) -> tuple[int, str]:
-    """By name, but numbers by value: the keys 2 and 10 stay in order."""
-    return (len(name) if name.isdigit() else 0, name)
+    if isinstance(node, Directory):
+        return f"{name}/" if node.label is None else node.label
+    return name

@@ -20,6 +20,7 @@ from shim.metadata import ec2
 from shim.metadata.document import Document, decode
 from shim.metadata.faces import respond, split
 from shim.metadata.tree import Directory, text
+from shim.metadata.view import View
 
 A = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
 KEYS = {
@@ -46,7 +47,7 @@ def made(**fields: Any) -> Document:
 
 def ask(path: str | bytes, document: Document | None = None, method: bytes = b"GET") -> Response:
     raw = path.encode() if isinstance(path, str) else path
-    return respond(A, document or Document(), Request(method, raw))
+    return respond(View(A, document or Document(), now=0.0), Request(method, raw)).response
 
 
 def body(path: str, document: Document | None = None) -> str:
@@ -304,7 +305,7 @@ class TestEc2:
 
     def test_the_query_does_not_matter(self) -> None:
         request = Request(b"GET", b"/latest/meta-data/instance-id", b"x=%zz")
-        assert respond(A, Document(), request).body == str(A).encode()
+        assert respond(View(A, Document(), now=0.0), request).response.body == str(A).encode()
 
     def test_the_identity_document(self) -> None:
         response = ask("/latest/dynamic/instance-identity/document", made(**RICH))

@@ -15,6 +15,7 @@ import pytest
 from shim.core.exchange import Request, Response
 from shim.metadata.document import Document, decode
 from shim.metadata.faces import respond
+from shim.metadata.view import View
 
 A = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0d5mT1bG1lY3JldGtleWJ5dGVzMTIzNDU2Nzg5MDEy"
@@ -41,7 +42,7 @@ FULL = made(user_data="x", networks=[{"mac": MAC, "addresses": ["192.0.2.10/24"]
 
 
 def ask(path: str, document: Document) -> Response:
-    return respond(A, document, Request(b"GET", f"/openstack{path}".encode()))
+    return respond(View(A, document, now=0.0), Request(b"GET", f"/openstack{path}".encode())).response
 
 
 def read(path: str, document: Document) -> Any:
