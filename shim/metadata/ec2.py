@@ -53,7 +53,7 @@ def find(view: View, segments: tuple[str, ...]) -> Node | None:
     tree = Directory()
     for name, make in _TOPS.items():
         if not path or path[0] == name:
-            node = make(view, version)
+            node = make(view, version, path[1] if len(path) > 1 else "")
             if node is not None:
                 tree.children[name] = node
     if view.closed:
@@ -81,37 +81,35 @@ def _is_date(version: str) -> bool:
         return False
 
 
-def _user_data(view: View, _version: str) -> Late | None:
+def _user_data(view: View, _version: str, _name: str) -> Late | None:
     return Late(partial(leaves.user_data, view)) if compose.has_user_data(view) else None
 
 
-def _dynamic(view: View, version: str) -> Directory | None:
+def _dynamic(view: View, version: str, _name: str) -> Directory | None:
     if version < "2009-04-04":
         return None
     identity = Late(partial(_identity, view.instance, view.document))
     return Directory({"instance-identity": Directory({"document": identity})})
 
 
-def _meta_data(view: View, version: str) -> Directory:
-    """Keys that were added to EC2 after that version are left out."""
+def _meta_data(view: View, version: str, name: str) -> Directory:
+    """Keys that were added to EC2 after that version are left out; and all but `name`, if there is one."""
     instance, document = view.instance, view.document
     tree = Directory()
-    for since, path, fact in _FACTS:
-        value = fact(instance, document) if version >= since else None
-        if value is not None:
-            tree.plant(path, text(value))
-    if document.public_keys:
-        tree.plant("public-keys", _public_keys(document.public_keys))
-    if document.tags and document.tags_in_metadata and version >= "2021-03-23":
-        tree.plant("tags/instance", Directory({key: text(value) for key, value in document.tags.items()}))
-    if version >= "2011-01-01":
-        for number, network in enumerate(_interfaces(document)):
-            place = f"network/interfaces/macs/{network.link_mac}"
-            tree.plant(place, _interface(number, network, document, version))
+    for since, head, path, fact in _FACTS:
+        if version >= since and (not name or name == head):
+            value = fact(instance, document)
+            if value is not None:
+                tree.plant(path, text(value))
+    for since, head, branch in _BRANCHES:
+        if version >= since and (not name or name == head):
+            node = branch(document, version)
+            if node is not None:
+                tree.children[head] = node
     return tree
 
 
-_TOPS: dict[str, Callable[[View, str], Node | None]] = {
+_TOPS: dict[str, Callable[[View, str, str], Node | None]] = {
     "meta-data": _meta_data,
     "user-data": _user_data,
     "dynamic": _dynamic,
@@ -119,12 +117,36 @@ _TOPS: dict[str, Callable[[View, str], Node | None]] = {
 """All that a version serves; None: this one does not, or the instance has none."""
 
 
-def _public_keys(keys: dict[str, str]) -> Directory:
+def _public_keys(document: Document, _version: str) -> Directory | None:
     """`0=name` is listed for the directory `0`, which holds `openssh-key`."""
-    tree = Directory()
-    for number, (name, key) in enumerate(keys.items()):
-        tree.plant(str(number), Directory({"openssh-key": text(key.strip())}, label=f"{number}={name}"))
-    return tree
+    keys = document.public_keys
+    return _directory(
+        {
+            str(number): Directory({"openssh-key": text(key.strip())}, label=f"{number}={name}")
+            for number, (name, key) in enumerate(keys.items())
+        }
+    )
+
+
+def _tags(document: Document, _version: str) -> Directory | None:
+    if not document.tags or not document.tags_in_metadata:
+        return None
+    return Directory({"instance": Directory({key: text(value) for key, value in document.tags.items()})})
+
+
+def _network(document: Document, version: str) -> Directory | None:
+    macs = _directory(
+        {
+            network.link_mac: _interface(number, network, document, version)
+            for number, network in enumerate(_interfaces(document))
+        }
+    )
+    return Directory({"interfaces": Directory({"macs": macs})}) if macs is not None else None
+
+
+def _directory(children: dict[str, Node]) -> Directory | None:
+    """None where it would be empty."""
+    return Directory(children) if children else None
 
 
 def _interfaces(document: Document) -> list[Network]:
@@ -174,7 +196,7 @@ def _identity(instance: UUID, document: Document) -> Leaf:
     return Leaf(msgspec.json.format(msgspec.json.encode(facts), indent=2))
 
 
-_FACTS: tuple[tuple[str, str, Fact], ...] = (
+_FACTS_OF: tuple[tuple[str, str, Fact], ...] = (
     # The version that brought a key, its path, its value (None: not known, so not there).
     ("1.0", "ami-id", lambda _, d: d.image_id),
     ("1.0", "ami-launch-index", lambda _, d: str(d.launch_index)),
@@ -191,4 +213,12 @@ _FACTS: tuple[tuple[str, str, Fact], ...] = (
     ("2011-01-01", "mac", lambda _, d: next((one.link_mac for one in _interfaces(d)), None)),
     ("2020-08-24", "placement/region", lambda _, d: d.region),
     ("2021-01-03", "ipv6", lambda _, d: _first_address(d, 6)),
+)
+_FACTS = tuple((since, path.partition("/")[0], path, fact) for since, path, fact in _FACTS_OF)
+
+_BRANCHES: tuple[tuple[str, str, Callable[[Document, str], Directory | None]], ...] = (
+    # The same of what is a directory.
+    ("1.0", "public-keys", _public_keys),
+    ("2011-01-01", "network", _network),
+    ("2021-03-23", "tags", _tags),
 )
