@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
+from shim.core.kv import Value
+from shim.core.policy import Access, Policy
+from shim.core.source import HOST, Reads, Source
 from shim.metadata.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +24,73 @@ A = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
 B = UUID("c0ffee00-1111-4222-8333-444455556666")
 NOBODY = 65_534
 GROUP = 64_042
+
+
+def prepare(store: Store) -> None:
+    """Some of all that a store keeps."""
+    store.put_document(A, named("a"))
+    store.put_policy(A, Policy(closed=("kv",)))
+    store.attach("", "tap1", A)
+    for reads in Reads:
+        store.put_source(Source(HOST, reads.value, b"x" * 100, reads=reads))
+        store.put_value(A, Value(f"host/{reads.value}", b"x" * 100, reads))
+    store.replace_directory([Source(HOST, "file", b"x")])
+    store.spend(A, [one.item for one in store.sources() if one.name == "confirm"])
+    store.latch(A, "/latest/user-data")
+    store.report(A, "ready")
+    store.audit("me", "prepared")
+
+
+def once(store: Store) -> str:
+    """The item of the source that can be read once."""
+    found = store.source(HOST, "once")
+    assert found is not None
+    return found.item
+
+
+def spent(store: Store) -> str:
+    """The item of the source that A used up."""
+    found = store.source(HOST, "confirm")
+    assert found is not None
+    return found.item
+
+
+WRITES: dict[str, Callable[[Store], object]] = {
+    "put_document": lambda store: store.put_document(A, named("b")),
+    "delete_document": lambda store: store.delete_document(A),
+    "put_policy": lambda store: store.put_policy(A, Policy(Access.DROP)),
+    "delete_policy": lambda store: store.delete_policy(A),
+    "attach": lambda store: store.attach("", "tap2", B),
+    "detach": lambda store: store.detach("", "tap1"),
+    "put_source": lambda store: store.put_source(Source(HOST, "new", b"x" * 5_000)),
+    "delete_source": lambda store: store.delete_source(HOST, "many"),
+    "replace_directory": lambda store: store.replace_directory([Source(HOST, "other", b"x")]),
+    "put_value": lambda store: store.put_value(A, Value("guest/new", b"x" * 5_000)),
+    "delete_value": lambda store: store.delete_value(A, "host/many"),
+    "spend": lambda store: store.spend(A, [once(store)]),
+    "unspend": lambda store: store.unspend(A, [spent(store)]),
+    "latch": lambda store: store.latch(A, "kv"),
+    "unlatch": lambda store: store.unlatch(A, None),
+    "report": lambda store: store.report(A, "read"),
+    "forget_reports": lambda store: store.forget_reports(A),
+    "audit": lambda store: store.audit("me", "did", A),
+    "forget": lambda store: store.forget(A),
+}
+"""Every kind of write; each changes what `prepare` made."""
+
+TABLES = (
+    "counter", "documents", "policies", "attachments", "sources", "kv", "spent", "latches", "reports", "audit",
+    "changes",
+)  # fmt: skip
+
+
+def everything(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """All rows, as another connection reads them now."""
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        return {table: sorted(db.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in TABLES}
+    finally:
+        db.close()
 
 
 class Clock:

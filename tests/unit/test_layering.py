@@ -41,7 +41,8 @@ MUST_BE_PURE = (
 NEED_NOT_BE_PURE = {
     f"metadata/{name}.py"
     for name in (
-        "archive", "reader", "reads", "schema", "store", "store_file", "store_kv", "store_marks", "store_sources",
+        "archive", "former", "reader", "reads", "schema", "store", "store_file", "store_kv", "store_marks",
+        "store_sources",
     )
 }  # fmt: skip
 OUTSIDE = {"asyncio", "bcc", "http.client", "http.server", "os", "pyroute2", "select", "selectors", "signal"}
