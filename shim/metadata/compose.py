@@ -81,7 +81,7 @@ def compose_user(every: tuple[Part, ...], limit: int) -> Composed | None:
     """Parts in order, as user-data of at most `limit` bytes. Raises Unready."""
     if not every:
         return None
-    used = _said(every)
+    used = said(every)
     body = used[0].body if len(used) == 1 else multipart(_opened(used))
     size = len(body)
     gzipped = limit < size <= COMPOSED_BYTES and not body.startswith(GZIP_MAGIC)
@@ -179,7 +179,7 @@ def compose_vendor(every: tuple[Part, ...]) -> Composed | None:
     """Parts in order, as vendor data: text, which has neither gzip nor what is not UTF-8. Raises Unready."""
     if not every:
         return None
-    used = _said(every)
+    used = said(every)
     body = _lone_text(used[0]) if len(used) == 1 else None
     if body is None:
         body = multipart(_opened(used))
@@ -199,7 +199,7 @@ def _lone_text(part: Part) -> bytes | None:
     return body if body is not None and is_text(body) else None
 
 
-def _said(every: tuple[Part, ...]) -> tuple[Part, ...]:
+def said(every: tuple[Part, ...]) -> tuple[Part, ...]:
     """Those that say anything: a template may render to nothing. If none does, the first."""
     return tuple(part for part in every if part.body.strip()) or every[:1]
 

@@ -150,9 +150,15 @@ def _of_leaf(part: str, message: Message, merge: str, alone: bool) -> Entity:
         kind if _is_clean(kind) else BINARY,
         body,
         ("" if lost else _merge_header(message) or merge) if kind in _MERGED else "",
-        message.get_filename() or "",
+        _file_name(message),
         () if lost else tuple(_others(message)),
     )
+
+
+def _file_name(message: Message) -> str:
+    """As it is written, in whatever charset: not decoded, as that may need a codec that is not loaded."""
+    name = message.get_param("filename", header="content-disposition") or message.get_param("name") or ""
+    return str(name[2] if isinstance(name, tuple) else name)
 
 
 def _merge_header(message: Message) -> str:

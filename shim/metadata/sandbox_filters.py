@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FILTER_NAMES = (
     "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "groupby", "int", "items", "last",
     "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort",
-    "title", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
+    "trim", "truncate", "unique", "upper", "urlencode",
 )  # fmt: skip
 TEST_NAMES = (
     "!=", "<", "<=", "==", ">", ">=", "boolean", "defined", "divisibleby", "eq", "equalto", "even", "false", "float",

@@ -24,16 +24,21 @@ class TemplateFault(Exception):
 
 def check(body: bytes) -> None:
     """Compile it. Raises TemplateFault."""
-    from shim.metadata import sandbox
-
-    sandbox.compiled(body)
+    _sandbox().compiled(body)
 
 
 def render(body: bytes, variables: Mapping[str, Any]) -> bytes:
     """What it makes of the variables. Raises TemplateFault: also if it takes too long, or makes too much."""
-    from shim.metadata import sandbox
+    rendered: bytes = _sandbox().render(body, variables)
+    return rendered
 
-    return sandbox.render(body, variables)
+
+def _sandbox() -> Any:
+    try:
+        from shim.metadata import sandbox
+    except (ImportError, OSError) as error:  # a worker's user may not be able to read the installation
+        raise TemplateFault(0, f"Jinja2 cannot be loaded: {type(error).__name__}") from None
+    return sandbox
 
 
 def variables(view: View, body: bytes | None = None) -> dict[str, Any]:
