@@ -34,6 +34,7 @@ from shim.core.source import (
     parse_scope,
 )
 from shim.errors import InputError
+from shim.metadata import merge_type
 
 ORIGIN = "directory"
 FILE_BYTES = 262_144
@@ -41,8 +42,7 @@ OPTIONS = ".options.toml"
 _TEMPLATE = ".j2"
 _ORDER = re.compile(r"([0-9]+)-(.*)", re.DOTALL)
 _LEFT_OUT = re.compile(r"\..*|.*~|#.*#|.*\.(swp|tmp|dpkg-[^.]*|rpm[^.]*)|lost\+found", re.DOTALL)
-_MERGE = r"^((list|dict|str)\([a-z_, ]{0,64}\)(\+(list|dict|str)\([a-z_, ]{0,64}\)){0,2})?\Z"
-_OWNER = r"^[!-~]([ -~]{0,126}[!-~])?\Z"
+_OWNER = r"^[!-~]([ -~]{0,62}[!-~])?\Z"
 _UNTIL_MAX = 253_402_300_800.0  # the year 10000
 
 _NAMED = {
@@ -55,7 +55,7 @@ _NAMED = {
 
 _TAKES = {
     "kind": "it takes user or vendor",
-    "owner": "it takes 1 to 128 printable ASCII characters, in quotes",
+    "owner": "it takes 1 to 64 printable ASCII characters, in quotes",
     "order": "it takes a number, 0 to 999",
     "merge": f'it takes what cloud-init does, as in "{MERGE_DEFAULT}", or "" for its default',
     "template": "it takes true or false",
@@ -109,12 +109,22 @@ class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     kind: Kind = Kind.USER
     owner: Annotated[str, Meta(pattern=_OWNER)] = ORIGIN
     order: Annotated[int, Meta(ge=0, le=999)] | None = None
-    merge: Annotated[str, Meta(pattern=_MERGE)] = MERGE_DEFAULT
+    merge: str = MERGE_DEFAULT
     template: bool | None = None
     reads: Reads = Reads.MANY
-    until: (
-        Annotated[datetime, Meta(tz=True)] | Annotated[float, Meta(gt=0, lt=_UNTIL_MAX)] | None  # of either kind
-    ) = None
+    until: Annotated[datetime, Meta(tz=True)] | float | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            merge_type.check(self.merge)
+        except ValueError:
+            raise ValueError("merge") from None
+        if self.until is not None and not 0 < _seconds(self.until) < _UNTIL_MAX:
+            raise ValueError("until")
+
+
+def _seconds(until: datetime | float) -> float:
+    return until.timestamp() if isinstance(until, datetime) else until
 
 
 def is_left_out(name: str) -> bool:
@@ -212,7 +222,6 @@ def _source(claimants: list[tuple[File, Place]]) -> Source:
     if not file.body:
         raise InputError(f"{shown(file.path)}: it is empty", "fill it, or delete it if nothing is to be there")
     options = _options(file)
-    until = options.until.timestamp() if isinstance(options.until, datetime) else options.until
     return Source(
         place.scope,
         place.name,
@@ -223,7 +232,7 @@ def _source(claimants: list[tuple[File, Place]]) -> Source:
         merge=options.merge,
         template=place.template if options.template is None else options.template,
         reads=options.reads,
-        until=until,
+        until=None if options.until is None else _seconds(options.until),
         origin=ORIGIN,
     )
 
@@ -242,7 +251,7 @@ def _options(file: File) -> _Options:
     try:
         return msgspec.convert(plain, _Options)
     except (msgspec.ValidationError, OverflowError) as error:
-        field = str(error).rpartition("`$.")[2].rstrip("`")
+        field = str(error).rpartition("`$.")[2].rstrip("`") or str(error)
         raise InputError(f"{where}: {field} is not what it can be", _TAKES.get(field, "see its values")) from None
 
 

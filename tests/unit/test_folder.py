@@ -177,9 +177,10 @@ def test_the_merge_of_cloud_init_itself():
         ('owner = ""', "owner", "printable"),
         ('owner = "a\\nX-Other: b"', "owner", "printable"),
         ('owner = " a"', "owner", "printable"),
-        (f'owner = "{"a" * 129}"', "owner", "printable"),
+        (f'owner = "{"a" * 65}"', "owner", "printable"),
         ('merge = "list(append)\\nX-Other: b"', "merge", "cloud-init"),
         ('merge = "append"', "merge", "cloud-init"),
+        ('merge = "list(append)"', "merge", "cloud-init"),  # without dict(), it would leave all of it out
         ("template = 1", "template", "true or false"),
         ('reads = "twice"', "reads", "many, once or confirm"),
         ("until = 2030-01-01T00:00:00", "until", "zone"),
@@ -193,6 +194,8 @@ def test_the_merge_of_cloud_init_itself():
         ("until = 1e300", "until", "zone"),
         ("until = " + "9" * 4000, "until", "zone"),
         ("until = true", "until", "zone"),
+        ("until = 0001-01-01T00:00:00Z", "until", "zone"),
+        ("until = 9999-12-31T23:59:59-12:00", "until", "zone"),
     ],
 )
 def test_options_that_are_not_what_they_can_be(options, field, hint):
