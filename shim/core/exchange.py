@@ -124,15 +124,21 @@ class Pending:
             then(response)
 
     def cancel(self) -> None:
-        """Nobody waits any more."""
+        """Nobody waits any more. A response that comes all the same uses nothing up."""
         self._then = None
         if self._response is None:
+            self._then = _to_nobody
             self._end()
 
     def _end(self) -> None:
         over, self._over = self._over, None
         if over is not None:
             over()
+
+
+def _to_nobody(response: Response) -> None:
+    if response.receipt is not None:
+        response.receipt.done(False)
 
 
 def _at_once(call: Callable[[], None]) -> None:

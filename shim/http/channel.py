@@ -9,11 +9,11 @@ its sweep: no timer is made per request.
 
 A request with a large body is asked as soon as its head is read: while it is answered, what is listened to
 is its body, handed on through an Incoming, and READ_AHEAD counts from the body's end. A response in parts
-is sent by the one task that a channel ever has. What can no longer be told with a status ends in a reset,
-so that nobody takes a part of a message for the whole.
+is sent by the one task that a channel ever has, and so is one with a receipt (see Delivery). What can no longer
+be told with a status ends in a reset, so that nobody takes a part of a message for the whole.
 
     READING ──request──▶ ANSWERING ──response──▶ READING, or BLOCKED while the peer does not read
-                         ANSWERING ──response in parts──▶ STREAMING ──its end──▶ READING, or BLOCKED
+                         ANSWERING ──in parts, or with a receipt──▶ STREAMING ──its end──▶ READING, or BLOCKED
        any ──last response──▶ LINGERING or CLOSING ──▶ GONE
 """
 
@@ -25,11 +25,12 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from shim.core.exchange import Parts, Pending, Request, Response
+from shim.core.exchange import Parts, Pending, Receipt, Request, Response
 from shim.http.incoming import Incoming
 from shim.http.line import Line, State
 from shim.http.outgoing import Outgoing
 from shim.http.parse import Connection, Event, Malformed, Phase, Received
+from shim.http.receipt import Delivery
 from shim.http.serialize import CONTINUE, body_sent, ends_with_connection, error_response, render
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ class Channel(Line, Generic[C]):
         self._incoming: Incoming | None = None
         self._progress = 0
         # Its response, while parts of it are still to be sent.
-        self._outgoing: Outgoing | None = None
-        self._task: asyncio.Future[Any] | Pending | None = None
+        self._outgoing: Outgoing | Delivery | None = None
+        self._task: asyncio.Future[Any] | Pending | Delivery | None = None
 
     # What asyncio calls.
 
@@ -271,6 +272,8 @@ class Channel(Line, Generic[C]):
             last = True
             response = self._server.fail(asked.request.method, error)
             data = render(response, head=asked.head_only, keep_alive=False, http10=asked.http10)
+        if response.receipt is not None and self._deliver(asked, response, response.receipt, data, last):
+            return
         if last or response.parts is not None:
             self._write(data)
         else:
@@ -345,6 +348,32 @@ class Channel(Line, Generic[C]):
             self._server.fail_late(error)
             self.reset()
             return
+        self._sent(outgoing)
+
+    # A body whose last byte is held back.
+
+    def _deliver(self, asked: Received, response: Response, receipt: Receipt, data: bytes, last: bool) -> bool:
+        """Send all but the last byte. False if there is none: it is to be sent as any other."""
+        if not response.body or not body_sent(response, asked.head_only):
+            self._server.tell(receipt, False)
+            return False
+        self._state = State.STREAMING
+        self._task = self._outgoing = delivery = Delivery(response, receipt, self._transport, last=last)
+        self._write(data[:-1])
+        self._server.keep(delivery.start(self._set_deadline, self._delivered))
+        self._set_deadline()
+        return True
+
+    def _delivered(self, delivery: Delivery, error: BaseException | None) -> None:
+        if not delivery.whole and self._state is State.STREAMING:
+            if error is not None:
+                self._server.fail_late(error)
+            self.reset()  # after which it is certain whether the last byte went out
+        self._server.tell(delivery.receipt, delivery.whole)
+        if self._state is State.STREAMING:
+            self._sent(delivery)
+
+    def _sent(self, outgoing: Outgoing | Delivery) -> None:
         self._task = self._outgoing = None
         self._tell(outgoing.response.status, outgoing.sent, outgoing.response.backend)
         self._go_after(outgoing.last)
@@ -354,7 +383,7 @@ class Channel(Line, Generic[C]):
         return self._incoming is not None and not self._waits_for_reader()
 
     def _waits_for_reader(self) -> bool:
-        return self._outgoing is not None and self._write_full
+        return self._outgoing is not None and self._outgoing.waits_for_reader
 
     def _set_deadline(self) -> None:
         """For the peer to read, or to send its body, while its request is answered."""

@@ -14,9 +14,10 @@ class Outgoing:
 
     sent  bytes of the body written so far
     last  whether the connection ends with it
+    waits_for_reader  whether it is for the peer to take what was written
     """
 
-    __slots__ = ("_chunked", "_full", "_parts", "_room", "_write", "last", "response", "sent")
+    __slots__ = ("_chunked", "_parts", "_room", "_write", "last", "response", "sent", "waits_for_reader")
 
     def __init__(self, response: Response, parts: Parts, *, http10: bool, last: bool) -> None:
         self.response = response
@@ -24,7 +25,7 @@ class Outgoing:
         self.sent = 0
         self._parts = parts
         self._chunked = is_chunked(response, http10)
-        self._full = False
+        self.waits_for_reader = False
         self._room: asyncio.Future[None] | None = None
 
     def start(
@@ -42,11 +43,11 @@ class Outgoing:
 
     def pause(self) -> None:
         """The peer does not read: take no further part."""
-        self._full = True
+        self.waits_for_reader = True
 
     def resume(self) -> None:
         """There is room again."""
-        self._full = False
+        self.waits_for_reader = False
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
@@ -69,6 +70,6 @@ class Outgoing:
         self.sent += len(part)
 
     async def _room_made(self) -> None:
-        while self._full:
+        while self.waits_for_reader:
             self._room = asyncio.get_running_loop().create_future()
             await self._room

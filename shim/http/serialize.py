@@ -32,10 +32,12 @@ def render(response: Response, *, head: bool, keep_alive: bool, http10: bool) ->
     `head`: it answers a HEAD, so its body is not sent but its length is told, if it is known; a handler
     without the body tells it by `length`, or with a Content-Length of its own. A response in parts of unknown
     length is chunked, and in HTTP/1.0 ends with the connection. Raises ValueError on a status outside 200 to
-    599, a header name that is no token, a value with CR, LF or NUL, or a length below 0.
+    599, a header name that is no token, a value with CR, LF or NUL, a length below 0, or parts with a receipt.
     """
     if response.parts is None and body_sent(response, head):
         return _top(response.status, response.headers, len(response.body), False, keep_alive, http10) + response.body
+    if response.parts is not None and response.receipt is not None:
+        raise ValueError("a response in parts cannot have a receipt")
     length = None if response.status in _BODILESS else _length(response)
     chunked = is_chunked(response, http10) and body_sent(response, head)
     return _top(response.status, response.headers, length, chunked, keep_alive, http10)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 import time
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
-from shim.core.exchange import Pending, Request, Response
+from shim.core.exchange import Pending, Receipt, Request, Response
 from shim.http.channel import C, Channel
 from shim.http.limits import Limits
 from shim.http.outbox import Outbox
@@ -31,8 +32,22 @@ TOLD_AT_ONCE = 16
 # Failures logged per sweep: what a guest can provoke must not fill the disk.
 FAILURES_LOGGED = 10
 SWEEP_SECONDS = 1.0
+# A receipt's commit that outlasts its connection, when the server ends.
+COMMIT_SECONDS = 1.0
 # The kernel's flow table forgets a flow that is silent for long: keep the idle ones in its mind.
 KEEPALIVE_IDLE_SECONDS = 30
+
+
+class Credentials(NamedTuple):
+    """Who connected to a Unix socket, as the kernel says. `pid` is 0 where this process cannot see that one."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+# struct ucred of linux/socket.h
+_UCRED = struct.Struct("=iII")
 
 
 @dataclass(slots=True)
@@ -48,7 +63,7 @@ class Stats:
     timed_out: int = 0  # a begun request that did not come in time
     cut_off: int = 0  # peers that did not take their response
     failed: int = 0  # handlers that raised
-    cut_short: int = 0  # responses whose parts raised, or were not of the length that was told
+    cut_short: int = 0  # responses whose parts raised, or were not of the length that was told; commits that raised
 
 
 Observe = Callable[[C, Request | None, int, int, float, str], None]
@@ -66,7 +81,8 @@ class Server(Generic[C]):
     """Answers requests of callers of type C.
 
     handler    (caller, request) → Response, one that is Pending, or an awaitable of one. What it raises becomes a 500.
-    admit      (peer's address, own address), as the socket has them → the caller, or None: reset at once
+    admit      (peer's address, own address), as the socket has them → the caller, or None: reset at once.
+               A Unix socket's peer has Credentials in place of an address
     limit_key  caller → what `limits.connections_per_instance` counts by
     clock      seconds; the system's monotonic one if None
     observe    see Observe
@@ -100,6 +116,7 @@ class Server(Generic[C]):
         self._listeners: list[asyncio.Server] = []
         self._empty = asyncio.Event()
         self._closings: set[asyncio.Task[None]] = set()
+        self._deliveries: set[asyncio.Task[None]] = set()
         self._failures_logged = 0
         self._sweep_timer: asyncio.TimerHandle | None = None
 
@@ -129,7 +146,10 @@ class Server(Generic[C]):
         return len(found)
 
     async def drain(self, grace: float) -> None:
-        """Accept no more, let what is begun end within `grace` seconds, then reset the rest."""
+        """Accept no more, let what is begun end within `grace` seconds, then reset the rest.
+
+        A receipt that commits still is waited for, so that it hears what became of its response.
+        """
         self.draining = True
         for listener in self._listeners:
             listener.close()
@@ -140,6 +160,8 @@ class Server(Generic[C]):
         except TimeoutError:
             self.abort(lambda caller: True)
             await self._gone()
+        if self._deliveries:
+            await asyncio.wait(self._deliveries, timeout=COMMIT_SECONDS)
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
 
@@ -180,8 +202,23 @@ class Server(Generic[C]):
         self.stats.cut_short += 1
         self._log_failure("response cut short", error)
 
+    def keep(self, delivery: asyncio.Task[None]) -> None:
+        """Let a response with a receipt come to its end, even if its connection ends before."""
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._deliveries.discard)
+
+    def tell(self, receipt: Receipt, whole: bool) -> None:
+        """A response with a receipt is over."""
+        try:
+            receipt.done(whole)
+        except Exception as error:  # noqa: BLE001 - the receipt is a handler's
+            self._log_failure("receipt not told", error)
+
     def discard(self, response: Response) -> None:
-        """Close the parts of a response of which no more is sent."""
+        """Close the parts of a response of which no more is sent, and tell the receipt of one that is not sent."""
+        receipt = getattr(response, "receipt", None)
+        if receipt is not None:
+            self.tell(receipt, False)
         close = getattr(getattr(response, "parts", None), "aclose", None)
         if close is not None:
             task = asyncio.ensure_future(self._close(close))
@@ -211,7 +248,7 @@ class Server(Generic[C]):
 
     def _identify(self, transport: asyncio.Transport) -> C | None:
         try:
-            return self._admit(transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
+            return self._admit(_peer(transport), transport.get_extra_info("sockname"))
         except Exception as error:  # noqa: BLE001 - the boundary of one connection
             self._log_failure("connection not admitted", error)
             return None
@@ -252,6 +289,14 @@ class Server(Generic[C]):
             channel.time_out()
         interval = min(SWEEP_SECONDS, min(self.patience.values()) / 4, self.limits.drain_seconds / 4)
         self._sweep_timer = asyncio.get_running_loop().call_later(interval, self._sweep)
+
+
+def _peer(transport: asyncio.Transport) -> Any:
+    peer = transport.get_extra_info("peername")
+    if peer is None or isinstance(peer, tuple):
+        return peer
+    sock = transport.get_extra_info("socket")
+    return Credentials(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
 def _patience(limits: Limits) -> dict[Phase, float]:
