@@ -168,8 +168,8 @@ class _New(Store):
 
     def _take_over_spent(self, former: Former) -> int:
         """Of what is the same here."""
-        source = "INSERT OR IGNORE INTO spent SELECT ?, revision, ? FROM sources WHERE scope = ? AND name = ?"
-        key = "INSERT OR IGNORE INTO spent SELECT instance, revision, ? FROM kv WHERE instance = ? AND key = ?"
+        source = "INSERT OR IGNORE INTO spent (instance, revision, at) SELECT ?, revision, ? FROM sources WHERE scope = ? AND name = ?"
+        key = "INSERT OR IGNORE INTO spent (instance, revision, at) SELECT instance, revision, ? FROM kv WHERE instance = ? AND key = ?"
         return sum(
             self._write(f"{source} AND revision = ?", one.instance, one.at, one.scope, one.name, one.revision)
             if one.scope
@@ -179,7 +179,8 @@ class _New(Store):
 
     def _take_over_audit(self, former: Former) -> int:
         """The rows that are not here, each with its sequence where that is free, all others behind."""
-        here: dict[int, str] = dict(self._read("SELECT seq, at || who || coalesce(instance, '') || what || detail FROM audit"))
+        texts = "SELECT seq, at || who || coalesce(instance, '') || what || detail FROM audit"
+        here: dict[int, str] = dict(self._read(texts))
         last, count = max(here, default=0), 0
         for seq, text, *row in former.audit:
             if here.get(seq) != text:

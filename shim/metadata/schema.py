@@ -56,6 +56,7 @@ _SINCE_3 = (
         instance TEXT NOT NULL,
         revision INTEGER NOT NULL,
         at REAL NOT NULL,
+        lease INTEGER NOT NULL DEFAULT 0,  -- of the one reader that it was given to; 0: confirmed
         PRIMARY KEY (instance, revision)
     ) WITHOUT ROWID""",
     "CREATE INDEX spent_revision ON spent (revision)",
@@ -146,7 +147,7 @@ _HINTS = {
     sqlite3.SQLITE_CANTOPEN: "check that the folder exists and that this user may use it",
     sqlite3.SQLITE_NOTADB: RESTORE,
     sqlite3.SQLITE_CORRUPT: RESTORE,
-    sqlite3.SQLITE_IOERR: "check the disk: see the kernel's log",
+    sqlite3.SQLITE_IOERR: "check the disk: is there room on it, and what does the kernel's log say?",
 }
 
 

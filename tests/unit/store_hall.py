@@ -179,10 +179,10 @@ sys.stdin.readline()
 class Child:
     """A Python process that is asked by lines and answers in JSON lines, when it has become `user`."""
 
-    def __init__(self, script: str, *arguments: object, user: int = 0) -> None:
+    def __init__(self, script: str, *arguments: object, user: int = 0, imports: str = "") -> None:
         become = BECOME.format(user=user) if user else ""
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PREAMBLE + become + script, *map(str, arguments)],
+            [sys.executable, "-c", PREAMBLE + imports + become + script, *map(str, arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",
         )  # fmt: skip
 
@@ -210,8 +210,8 @@ class Hall:
         self.path = self.outer / "state" / "metashim.db"
         self._children: list[Child] = []
 
-    def child(self, script: str, *arguments: object, user: int = 0) -> Child:
-        child = Child(script, *arguments, user=user)
+    def child(self, script: str, *arguments: object, user: int = 0, imports: str = "") -> Child:
+        child = Child(script, *arguments, user=user, imports=imports)
         self._children.append(child)
         return child
 

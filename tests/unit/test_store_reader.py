@@ -9,12 +9,29 @@ from pathlib import Path
 
 import pytest
 
+from shim.core.kv import Value
 from shim.core.policy import Policy
+from shim.core.source import HOST, Reads, Source, scopes_of
 from shim.errors import StoreError
 from shim.metadata.document import Document
 from shim.metadata.reader import Reader
 from shim.metadata.store import Store
-from tests.unit.store_hall import GROUP, NOBODY, READ, A, Hall, clock, hall, named, names_beside, path, store
+from tests.unit.store_hall import (
+    GROUP,
+    NOBODY,
+    READ,
+    A,
+    Child,
+    Clock,
+    Hall,
+    clock,
+    hall,
+    named,
+    names_beside,
+    path,
+    prepare,
+    store,
+)
 
 __all__ = ["clock", "hall", "path", "store"]
 
@@ -188,3 +205,101 @@ class TestUnprivilegedReader:
         hall.path.parent.chmod(0o750)
         assert reader.ask(A) == [revision, "a"]
         store.close()
+
+
+class TestWhatWorkersRead:
+    def test_the_same_as_the_agent(self, store: Store, path: Path) -> None:
+        prepare(store)
+        reader = Reader(path, clock=lambda: 1_700_000_000.5)
+        scopes = scopes_of(A, "blue", "", {})
+        assert reader.body(A) == store.body(A)
+        assert reader.sources_for(scopes, A) == store.sources_for(scopes, A) != []
+        assert reader.values(A) == store.values(A) != {}
+        assert reader.value(A, "host/many") == store.values(A)["host/many"] == store.value(A, "host/many")
+        for since in range(store.revision() + 2):
+            assert reader.changes(since) == store.changes(since)
+
+    def test_by_its_own_clock(self, store: Store, path: Path, clock: Clock) -> None:
+        store.put_value(A, Value("host/a", b"x", until=clock.now + 5))
+        early, late = Reader(path, clock), Reader(path, lambda: clock.now + 5)
+        assert set(early.values(A)) == {"host/a"}
+        assert late.values(A) == {}
+        assert late.value(A, "host/a") is None
+
+    def test_a_store_that_is_away(self, path: Path) -> None:
+        reader = Reader(path)
+        for read in (lambda: reader.changes(0), lambda: reader.values(A), lambda: reader.value(A, "host/a"),
+                     lambda: reader.sources_for([HOST])):  # fmt: skip
+            with pytest.raises(StoreError):
+                read()
+
+    def test_after_the_agent(self, store: Store, path: Path) -> None:
+        prepare(store)
+        reader = Reader(path)
+        before = reader.changes(0), reader.values(A), reader.sources_for([HOST], A)
+        store.close()
+        assert (reader.changes(0), reader.values(A), reader.sources_for([HOST], A)) == before
+        late = Reader(path)
+        assert (late.changes(0), late.values(A), late.sources_for([HOST], A)) == before
+
+
+READ_ALL = """
+reader = Reader(Path(sys.argv[1]))
+print(json.dumps("ready"), flush=True)
+for line in sys.stdin:
+    try:
+        revision, scopes = reader.changes(int(line))
+        found = {key: value.body.decode() for key, value in reader.values(A).items()}
+        answer = [revision, sorted(scopes), found, sorted(one.name for one in reader.sources_for([HOST], A))]
+    except StoreError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.mark.root
+class TestUnprivilegedWatcher:
+    @pytest.fixture
+    def watcher(self, hall: Hall) -> Child:
+        imports = "from shim.core.source import HOST\nfrom tests.unit.store_hall import A\n"
+        watcher = hall.child(READ_ALL, hall.path, user=NOBODY, imports=imports)
+        assert watcher.hear() == "ready"
+        return watcher
+
+    def test_sees_what_changed(self, hall: Hall, watcher: Child) -> None:
+        store = Store(hall.path, GROUP)
+        assert watcher.ask(-1) == [0, ["host"], {}, []]
+        store.put_value(A, Value("guest/a", b"1"))
+        assert watcher.ask(0) == [1, [f"instance:{A}"], {"guest/a": "1"}, []]
+        store.put_source(Source(HOST, "base", b"x", reads=Reads.ONCE))
+        assert watcher.ask(1) == [2, ["host"], {"guest/a": "1"}, ["base"]]
+        store.spend(A, ["source host/base 2"])
+        assert watcher.ask(2) == [3, [f"instance:{A}"], {"guest/a": "1"}, []]
+        store.close()
+        assert watcher.ask(3) == [3, [], {"guest/a": "1"}, []]
+
+    def test_a_log_of_no_bytes_is_none(self, hall: Hall) -> None:
+        """As a restore that was killed leaves it, for a moment: the main file is all there is."""
+        store = Store(hall.path, GROUP)
+        store.put_document(A, named("a"))
+        store.close()
+        Path(f"{hall.path}-wal").touch()
+        reader = hall.reader()
+        assert reader.ask(A) == [1, "a"]
+        assert names_beside(hall.path) == {"metashim.db", "metashim.db-wal"}
+
+    def test_an_index_that_is_replaced_is_noticed(self, hall: Hall) -> None:
+        """Else all that is written from then on would pass by a reader that has the old one open."""
+        store = Store(hall.path, GROUP)
+        store.put_document(A, named("a"))
+        reader = hall.reader()
+        assert reader.ask(A) == [1, "a"]
+        store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        store.close()
+        Path(f"{hall.path}-shm").unlink()
+        again = Store(hall.path, GROUP)
+        again.put_document(A, named("b"))
+        assert reader.ask(A) == [2, "b"]
+        again.put_document(A, named("c"))
+        assert reader.ask(A) == [3, "c"]
+        again.close()
