@@ -37,13 +37,18 @@ _CHANGES = (
 ) | Mask.ONLYDIR
 _ABOVE = Mask.CREATE | Mask.DELETE | Mask.MOVE | Mask.ATTRIB | Mask.ONLYDIR
 
-Apply = Callable[[list[Source], list[tuple[str, str]]], Awaitable[None]]
+Told = list[tuple[str, str]]
+"""What is wrong, each with what to do."""
+
+Apply = Callable[[list[Source], Told], Awaitable[Told | None]]
 
 
 class Directory:
-    """Keeps what is in the folder `path` in force by `apply`, which is given all sources that there are to be, in
-    order, and what is wrong with others (what, what to do). It may be called with what is in force already; it raises
-    MetashimError where it cannot be, and is called again at the next look.
+    """Keeps what is in the folder `path` in force by `apply`.
+
+    That is given all sources that there are to be, in order, and what is wrong with others. It answers with what is
+    wrong with those that it left out, or raises MetashimError, nothing changed; in both cases it is called again at
+    the next look. It may be called with what is in force already.
 
     `known` are the sources in force that an earlier run made of the folder: the last good versions of what has a
     fault now.
@@ -56,43 +61,74 @@ class Directory:
         self._good: dict[Key, Source] = {(one.scope, one.name): one for one in plain}
         self._applied: tuple[dict[Key, Source], list[Fault]] | None = None
         self._faults: list[Fault] = []
+        self._woken = asyncio.Event()
 
     @property
-    def faults(self) -> list[tuple[str, str]]:
+    def faults(self) -> Told:
         """What is wrong now, each with what to do."""
-        return [(fault.what, fault.hint) for fault in self._faults]
+        return _told(self._faults)
+
+    def wake(self) -> None:
+        """Have it applied again soon: what is in force is another without the folder's doing."""
+        self._woken.set()
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
+            if self._woken.is_set():
+                self._woken.clear()
+                self._applied = None
             with contextlib.closing(Watches(self._path)) as watches:
                 try:
-                    found = await asyncio.to_thread(listing.read, self._path, watches.add)
-                    await self._take(found, watches.faults)
+                    found, wanted, faults = await asyncio.to_thread(self._look, watches)
+                    await self._take(found, wanted, faults, watches.faults)
                 except Exception:  # the boundary of one look
                     log.exception("a look at %s failed", self._path)
                     self._note([Fault(f"{self._path}: it could not be taken over", "see the log")])
-                await watches.changed()
+                await self._change(watches)
 
-    async def _take(self, found: Listing, unwatched: list[Fault]) -> None:
-        wanted, faults = sources_of(found, self._good)
-        refused = []
+    def _look(self, watches: Watches) -> tuple[Listing, dict[Key, Source], list[Fault]]:
+        """What is in the folder, and what becomes of it; takes its time."""
+        found = listing.read(self._path, watches.add)
+        return found, *sources_of(found, self._good)
+
+    async def _take(
+        self, found: Listing, wanted: dict[Key, Source], faults: list[Fault], unwatched: list[Fault]
+    ) -> None:
+        refused: list[Fault] = []
         if "" not in found.lost and (wanted, faults) != self._applied:
+            self._applied = None
             try:
-                await self._apply(list(in_order(wanted.values())), [(fault.what, fault.hint) for fault in faults])
+                left_out = await self._apply(list(in_order(wanted.values())), _told(faults))
             except MetashimError as error:
-                self._applied = None
                 refused = [Fault(str(error), error.hint)]
             else:
-                self._good, self._applied = wanted, (wanted, faults)
-                log.info("%s: %d sources in force", self._path, len(wanted))
+                self._good = wanted
+                refused = [Fault(*one) for one in left_out or ()]
+                log.info("%s: %d sources", self._path, len(wanted))
+            if not refused:
+                self._applied = wanted, faults
         self._note([*refused, *unwatched, *faults])
+
+    async def _change(self, watches: Watches) -> None:
+        """Returns when it is to be looked at again."""
+        waiting = [asyncio.ensure_future(watches.changed()), asyncio.ensure_future(self._woken.wait())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     def _note(self, faults: list[Fault]) -> None:
         for fault in faults:
             if fault not in self._faults:
                 log.warning("%s (%s)", fault.what, fault.hint)
         self._faults = faults
+
+
+def _told(faults: list[Fault]) -> Told:
+    return [(fault.what, fault.hint) for fault in faults]
 
 
 class Watches:

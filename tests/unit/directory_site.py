@@ -21,19 +21,24 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="not root: cannot give a 
 
 
 class Force:
-    """What is in force, as the agent would keep it. `refuse` is raised instead of taking more."""
+    """What is in force, as the agent would keep it. `refuse` is raised instead of taking more; names in `others` are
+    left out."""
 
     def __init__(self) -> None:
         self.sources: list[Source] = []
         self.told: list[tuple[str, str]] = []
         self.calls = 0
         self.refuse: Exception | None = None
+        self.others: set[str] = set()
+        self.during: Callable[[], None] = lambda: None
 
-    async def apply(self, sources: list[Source], faults: list[tuple[str, str]]) -> None:
+    async def apply(self, sources: list[Source], faults: list[tuple[str, str]]) -> list[tuple[str, str]]:
         self.calls += 1
+        self.during()
         if self.refuse is not None:
             raise self.refuse
-        self.sources, self.told = sources, faults
+        self.sources, self.told = [one for one in sources if one.name not in self.others], faults
+        return [(f"{one.name} is an operator's", "rename it") for one in sources if one.name in self.others]
 
     @property
     def bodies(self) -> dict[str, bytes]:

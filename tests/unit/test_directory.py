@@ -347,6 +347,39 @@ class TestApply:
 
         watched(folder, body)
 
+    def test_what_is_left_out_is_a_fault_of_its_own(self, folder):
+        put(folder / "host/a", "1")
+        put(folder / "host/b", "1")
+
+        async def body(site: Site) -> None:
+            site.force.others = {"a"}
+            put(folder / "host/b", "2")
+            assert await site.fault("a is an operator's") == "rename it"
+            await site.bodies({"host/b": b"2"})
+            put(folder / "host/b", "")
+            await site.fault("host/b: it is empty")
+            assert site.force.bodies == {"host/b": b"2"}, "what was taken beside it is the last good version"
+            site.force.others = set()
+            site.directory.wake()
+            await site.bodies({"host/a": b"1", "host/b": b"2"})
+            assert len(site.directory.faults) == 1
+
+        watched(folder, body)
+
+    def test_who_wakes_it_while_it_is_applied_is_heard(self, folder):
+        put(folder / "host/a", "1")
+
+        async def body(site: Site) -> None:
+            await site.bodies({"host/a": b"1"})
+            assert site.force.calls == 1
+            site.force.during = lambda: site.directory.wake() if site.force.calls == 2 else None
+            site.directory.wake()
+            await until(lambda: site.force.calls == 3)
+            await asyncio.sleep(QUIET)
+            assert site.force.calls == 3
+
+        watched(folder, body)
+
     def test_an_error_of_our_own_ends_nothing(self, folder, caplog):
         async def body(site: Site) -> None:
             site.force.refuse = RuntimeError("a bug")
