@@ -22,7 +22,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -39,10 +39,9 @@ _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @dataclass(frozen=True, slots=True)
-class Backup:
-    """What was written: its bytes, and the last revision in it."""
+class Copied:
+    """What a copy is: its bytes, and the last revision in it."""
 
-    path: Path
     bytes: int
     revision: int
 
@@ -52,21 +51,25 @@ class Restored:
     """What came of it.
 
     revision  of the store now
-    kept      where the one that was there lies now; None: there was none
-    carried   how many `latches`, `spent`, `reports` and `audit` rows were taken over from that
-    lost      what could not be read there, in words; nothing was taken over of that
+    kept      where the one that was there lies now; empty: there was none
+    locks, used_up, reports, audit
+              how much of these was taken over from that
+    lost      what could not be read there, in words: nothing was taken over of that
     again     sources and keys (`host/base`, `UUID host/key`) that can be read only once, and that were written again or
-              removed since the backup: who has read them can read them once more
+              removed since the copy was made: who had read them can read them once more
     """
 
     revision: int
-    kept: Path | None
-    carried: dict[str, int] = field(default_factory=dict)
+    kept: str = ""
+    locks: int = 0
+    used_up: int = 0
+    reports: int = 0
+    audit: int = 0
     lost: tuple[str, ...] = ()
     again: tuple[str, ...] = ()
 
 
-def backup(store: Path, target: Path, *, overwrite: bool = False) -> Backup:
+def backup(store: Path, target: Path, *, overwrite: bool = False) -> Copied:
     """Copy a store as of one moment to a file of its own (mode 0600), whether an agent runs or not, and check the copy.
 
     Raises ConflictError if `target` is there, StoreError if either cannot be used or the store is damaged; then
@@ -86,7 +89,7 @@ def backup(store: Path, target: Path, *, overwrite: bool = False) -> Backup:
             else:
                 _give_name(partial, target)
             _sync(target.parent)
-            return Backup(target, target.stat().st_size, revision)
+            return Copied(target.stat().st_size, revision)
     finally:
         _remove(partial)
 
@@ -154,28 +157,36 @@ class _New(Store):
             known = former.last if former.last is not None else last + UNKNOWN_REVISIONS * former.exists
             revision = max(last, known) + 1
             self._write("UPDATE counter SET last = ?, beginning = ?", revision, revision)
-            carried = {
-                "latches": self._each("INSERT OR IGNORE INTO latches VALUES (?, ?, ?)", former.latches),
-                "spent": self._take_over_spent(former),
-                "reports": self._each("INSERT OR IGNORE INTO reports VALUES (?, ?, ?)", former.reports),
-                "audit": self._take_over_audit(former),
-            }
-            self.audit(who, "restore", detail=f"the backup {source}")
-            return Restored(revision, None, carried, former.lost, self._again(former))
+            restored = Restored(
+                revision,
+                locks=self._each("INSERT OR IGNORE INTO latches VALUES (?, ?, ?)", former.latches),
+                used_up=self._take_over_spent(former),
+                reports=self._each("INSERT OR IGNORE INTO reports VALUES (?, ?, ?)", former.reports),
+                audit=self._take_over_audit(former),
+                lost=former.lost,
+                again=self._again(former),
+            )
+            self.audit(who, "restore", detail=f"the copy {source}")
+        return restored
 
     def _each(self, statement: str, rows: list[tuple[object, ...]]) -> int:
         return sum(self._write(statement, *row) for row in rows)
 
     def _take_over_spent(self, former: Former) -> int:
         """Of what is the same here."""
-        source = "INSERT OR IGNORE INTO spent (instance, revision, at) SELECT ?, revision, ? FROM sources WHERE scope = ? AND name = ?"
-        key = "INSERT OR IGNORE INTO spent (instance, revision, at) SELECT instance, revision, ? FROM kv WHERE instance = ? AND key = ?"
+        put = "INSERT OR IGNORE INTO spent (instance, revision, at) SELECT ?, revision, ? FROM"
         return sum(
-            self._write(f"{source} AND revision = ?", one.instance, one.at, one.scope, one.name, one.revision)
+            self._write(
+                f"{put} sources WHERE scope = ? AND name = ? AND revision = ?",
+                one.instance, one.at, one.scope, one.name, one.revision,
+            )
             if one.scope
-            else self._write(f"{key} AND revision = ?", one.at, one.instance, one.name, one.revision)
+            else self._write(
+                f"{put} kv WHERE instance = ? AND key = ? AND revision = ?",
+                one.instance, one.at, one.instance, one.name, one.revision,
+            )
             for one in former.spent
-        )
+        )  # fmt: skip
 
     def _take_over_audit(self, former: Former) -> int:
         """The rows that are not here, each with its sequence where that is free, all others behind."""
@@ -266,9 +277,7 @@ def _put_in_place(fresh: Path, store: Path, gid: int | None, now: int, restored:
     for old in (kept, _log(kept)):
         if old.exists():
             old.chmod(0o600)
-    return Restored(
-        restored.revision, kept if kept.exists() else None, restored.carried, restored.lost, restored.again
-    )
+    return replace(restored, kept=str(kept) if kept.exists() else "")
 
 
 def _settle(store: Path) -> bool:

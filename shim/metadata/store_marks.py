@@ -25,6 +25,8 @@ _ITEM = re.compile(r"(source|kv) ([!-~]+) ([0-9]{1,18})")  # Source.item, Value.
 _SPENT = "EXISTS (SELECT 1 FROM spent s WHERE s.instance = ? AND s.revision = t.revision)"
 _SOURCE = f"SELECT revision, reads, until, {_SPENT} FROM sources t WHERE scope = ? AND name = ? AND revision = ?"
 _KEY = f"SELECT revision, reads, until, {_SPENT} FROM kv t WHERE instance = ? AND key = ? AND revision = ?"
+_SPENT_BY = "SELECT revision FROM spent WHERE instance = ? AND lease = ?"
+_UNSPEND = "DELETE FROM spent WHERE instance = ? AND revision = ? AND lease = ?"
 
 Report = Literal["ready", "read"]
 
@@ -53,8 +55,9 @@ class AuditRow:
 class MarkStore(StoreFile):
     """See Store."""
 
-    def spend(self, instance: UUID, items: Iterable[str]) -> tuple[str, ...]:
-        """Mark items (Source.item, Value.item) as used up by an instance; those that are so only now.
+    def spend(self, instance: UUID, items: Iterable[str], lease: int = 0) -> tuple[str, ...]:
+        """Mark items (Source.item, Value.item) as used up by an instance; those that are so only now. `lease` is of the
+        one reader who gets them, 0 for what the guest confirms to have.
 
         Left out are those that are used up already, that are not there any more or were written again, that can be
         read many times, or that are another instance's. One whose deadline has passed meanwhile is marked.
@@ -64,20 +67,33 @@ class MarkStore(StoreFile):
             for item in dict.fromkeys(items):
                 thing = self._thing(instance, item)
                 if thing is not None and thing.reads in ONES_USED and not thing.spent:
-                    self._write("INSERT INTO spent VALUES (?, ?, ?)", str(instance), thing.revision, self._clock())
+                    row = str(instance), thing.revision, self._clock(), lease
+                    self._write("INSERT INTO spent (instance, revision, at, lease) VALUES (?, ?, ?, ?)", *row)
                     new.append(item)
             if new:
                 self._note(f"instance:{instance}")
         return tuple(new)
 
-    def unspend(self, instance: UUID, items: Iterable[str]) -> None:
-        """Take that back: they were not read after all."""
+    def spent_by(self, instance: UUID, items: Iterable[str], lease: int) -> bool:
+        """Whether all of these items were used up by that very reader."""
+        things = [self._thing(instance, item) for item in items]
+        if not _is_lease(lease) or None in things:
+            return False
+        mine = {revision for (revision,) in self._read(_SPENT_BY, (str(instance), lease))}
+        return all(thing is not None and thing.revision in mine for thing in things)
+
+    def unspend(self, instance: UUID, items: Iterable[str], lease: int) -> tuple[str, ...]:
+        """Take that back of those that this lease's reader used up, as they were not read after all; which these are.
+        What was confirmed is never taken back."""
+        back = []
         with self.transaction(), explained(self.path):
-            things = [thing for item in items if (thing := self._thing(instance, item)) is not None and thing.spent]
-            for thing in things:
-                self._write("DELETE FROM spent WHERE instance = ? AND revision = ?", str(instance), thing.revision)
-            if things:
+            for item in dict.fromkeys(items) if _is_lease(lease) else ():
+                thing = self._thing(instance, item)
+                if thing is not None and self._write(_UNSPEND, str(instance), thing.revision, lease):
+                    back.append(item)
+            if back:
                 self._note(f"instance:{instance}")
+        return tuple(back)
 
     def unspent(self, instance: UUID, items: Iterable[str]) -> tuple[str, ...]:
         """Those of the items that the instance could read now."""
@@ -179,6 +195,11 @@ class MarkStore(StoreFile):
         with explained(self.path):
             found = [AuditRow(seq, at, who, UUID(one) if one else None, what, d) for seq, at, who, one, what, d in rows]
         return found if after is not None else found[::-1]
+
+
+def _is_lease(number: int) -> bool:
+    """Whether a worker may have been given that one."""
+    return 0 < number < 1 << 63
 
 
 def _within(number: int) -> int:

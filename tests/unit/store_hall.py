@@ -24,6 +24,7 @@ A = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
 B = UUID("c0ffee00-1111-4222-8333-444455556666")
 NOBODY = 65_534
 GROUP = 64_042
+LEASE = 7
 
 
 def prepare(store: Store) -> None:
@@ -35,7 +36,7 @@ def prepare(store: Store) -> None:
         store.put_source(Source(HOST, reads.value, b"x" * 100, reads=reads))
         store.put_value(A, Value(f"host/{reads.value}", b"x" * 100, reads))
     store.replace_directory([Source(HOST, "file", b"x")])
-    store.spend(A, [one.item for one in store.sources() if one.name == "confirm"])
+    store.spend(A, [one.item for one in store.sources() if one.name == "confirm"], LEASE)
     store.latch(A, "/latest/user-data")
     store.report(A, "ready")
     store.audit("me", "prepared")
@@ -68,7 +69,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
     "put_value": lambda store: store.put_value(A, Value("guest/new", b"x" * 5_000)),
     "delete_value": lambda store: store.delete_value(A, "host/many"),
     "spend": lambda store: store.spend(A, [once(store)]),
-    "unspend": lambda store: store.unspend(A, [spent(store)]),
+    "unspend": lambda store: store.unspend(A, [spent(store)], LEASE),
     "latch": lambda store: store.latch(A, "kv"),
     "unlatch": lambda store: store.unlatch(A, None),
     "report": lambda store: store.report(A, "read"),

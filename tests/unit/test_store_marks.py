@@ -53,13 +53,37 @@ class TestSpent:
 
     def test_taken_back(self, store: Store) -> None:
         items = [source(store), key(store)]
-        store.spend(A, items)
+        store.spend(A, items, 7)
         before = store.revision()
-        store.unspend(A, [*items, items[0]])
+        assert store.unspend(A, [*items, items[0]], 7) == tuple(items)
         assert store.unspent(A, items) == tuple(items)
         assert store.changes(before) == (before + 1, {f"instance:{A}"})
-        store.unspend(A, items)
+        assert store.unspend(A, items, 7) == ()
         assert store.revision() == before + 1
+
+    @pytest.mark.parametrize("lease", [0, 8, -1, -7, 1 << 62, 1 << 63, 10**30, -(10**30)])
+    def test_taken_back_by_nobody_else(self, store: Store, lease: int) -> None:
+        items = [source(store), key(store), source(store, name="confirmed", reads=Reads.CONFIRM)]
+        store.spend(A, items[:2], 7)
+        store.spend(A, items[2:])
+        assert store.unspend(A, items, lease) == ()
+        assert store.unspent(A, items) == ()
+        assert store.spent_by(A, items[:2], 7)
+        assert not store.spent_by(A, items[:2], lease)
+        assert not store.spent_by(A, items, 7)
+
+    def test_by_whom(self, store: Store) -> None:
+        items = [source(store), key(store)]
+        assert not store.spent_by(A, items, 7)
+        store.spend(A, items[:1], 7)
+        assert store.spent_by(A, items[:1], 7)
+        assert not store.spent_by(A, items, 7)
+        store.spend(A, items, 8)
+        assert not store.spent_by(A, items, 7)
+        assert store.spent_by(A, items[1:], 8)
+        assert not store.spent_by(B, items[:1], 7)
+        source(store)
+        assert not store.spent_by(A, items[:1], 7), "written again"
 
     def test_it_tells_once_for_all(self, store: Store) -> None:
         items = [source(store), key(store)]
@@ -78,8 +102,8 @@ class TestSpent:
         theirs = [source(store, Scope("instance", str(B))), key(store, B)]
         assert store.spend(A, theirs) == store.unspent(A, theirs) == ()
         assert store.unspent(B, theirs) == tuple(theirs)
-        store.spend(B, theirs)
-        store.unspend(A, theirs)
+        store.spend(B, theirs, 7)
+        store.unspend(A, theirs, 7)
         assert store.unspent(B, theirs) == ()
 
     def test_not_what_was_written_again_or_is_gone(self, store: Store) -> None:
@@ -119,7 +143,7 @@ class TestSpent:
         good = source(store), key(store)
         assert good == ("source host/s 1", "kv host/k 2")
         assert store.spend(A, [item]) == store.unspent(A, [item]) == ()
-        store.unspend(A, [item])
+        assert store.unspend(A, [item], 7) == ()
         assert store.spend(A, [item, *good]) == good
 
     def test_a_scope_with_slashes_and_spaces_in_words(self, store: Store) -> None:

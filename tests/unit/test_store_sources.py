@@ -212,7 +212,7 @@ class TestChanges:
         store.delete_source(BLUE, "a")
         store.delete_document(A)
         store.delete_value(A, "guest/a")
-        store.unspend(A, ["kv guest/a 1"])
+        store.unspend(A, ["kv guest/a 1"], 1)
         store.unlatch(A, None)
         store.forget(A)
         store.report(A, "ready")
