@@ -13,7 +13,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from hashlib import blake2b
 from typing import TypeAlias
 
@@ -45,12 +45,14 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """`tag` is its entity tag. What is `apart` is in no recursive answer, as all is that reading uses up."""
+    """`tag` is its entity tag, empty for that of its bytes. What is `apart` is in no recursive answer, as all is that
+    reading uses up. `encoded`: it is base64 of what it is."""
 
     body: bytes
-    tag: str
+    tag: str = ""
     claims: tuple[str, ...] = ()
     apart: bool = False
+    encoded: bool = False
 
 
 class Branch(dict[str, "Thing | Callable[[], Thing | None]"]):
@@ -156,7 +158,7 @@ def _instance(view: View) -> Branch:
         found["image"] = document.image_id
     if allows_guest_attributes(document):
         # Keys are looked at only if they are asked for, so what is closed there is left out as they are planted.
-        found[GUEST_ATTRIBUTES] = partial(_guest_attributes, view)
+        found[GUEST_ATTRIBUTES] = Kept(partial(_guest_attributes, view))
     return found
 
 
@@ -203,9 +205,8 @@ def _attributes(view: View) -> Named:
     found.update({name: value for name, value in document.meta.items() if _is_name(name)})
     if USER_DATA not in document.meta:
         found.pop(ENCODING, None)
-        user_data = _UserData(view)
-        found[USER_DATA] = user_data.held
-        found[ENCODING] = user_data.encoding
+        found[USER_DATA] = user_data = Kept(partial(_user_data, view))
+        found[ENCODING] = partial(_encoding, user_data)
     if view.is_closed(f"{ATTRIBUTES}/{USER_DATA}"):
         found.pop(ENCODING, None)  # old cloud-inits decode what is not there
     return found
@@ -221,28 +222,40 @@ def _is_name(name: str) -> bool:
     return name not in ("", ".", "..") and name.isprintable() and "/" not in name
 
 
-class _UserData:
-    """User-data as an attribute. What is no text is in base64, as cloud-init expects of GCE."""
+class Kept:
+    """What is made when it is first looked at, and not again; that it cannot be made now is kept too."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, make: Callable[[], Thing | None]) -> None:
+        self._make: Callable[[], Thing | None] | None = make
+        self._thing: Thing | None = None
+        self._fault: Unready | None = None
 
-    @cached_property
-    def _leaf(self) -> tuple[Held | None, bool]:
-        leaf = leaves.user_data(self._view)
-        if leaf is None:
-            return None, False
-        encoded = not is_text(leaf.body)
-        return Held(b64encode(leaf.body) if encoded else leaf.body, leaf.tag, leaf.claims), encoded
+    def __call__(self) -> Thing | None:
+        """The thing. Raises compose.Unready."""
+        if self._make is not None:
+            make, self._make = self._make, None
+            try:
+                self._thing = make()
+            except Unready as fault:
+                self._fault = fault
+        if self._fault is not None:
+            raise self._fault
+        return self._thing
 
-    def held(self) -> Held | None:
-        """Its value."""
-        return self._leaf[0]
 
-    def encoding(self) -> Held | None:
-        """How that is encoded, where that is to be said."""
-        held, encoded = self._leaf
-        return Held(b"base64", "", apart=bool(held.claims)) if held is not None and encoded else None
+def _user_data(view: View) -> Held | None:
+    """What is no text is in base64, as cloud-init expects of GCE."""
+    leaf = leaves.user_data(view)
+    if leaf is None:
+        return None
+    encoded = not is_text(leaf.body)
+    return Held(b64encode(leaf.body) if encoded else leaf.body, leaf.tag, leaf.claims, encoded=encoded)
+
+
+def _encoding(user_data: Kept) -> Held | None:
+    """How that is encoded, where that is to be said."""
+    held = user_data()
+    return Held(b"base64", apart=bool(held.claims)) if isinstance(held, Held) and held.encoded else None
 
 
 def _guest_attributes(view: View) -> Named:

@@ -22,9 +22,10 @@ from shim.metadata.view import View
 _ONCE = Reads.ONCE
 
 
-def user_data(view: View) -> Leaf | None:
-    """The composed user-data; None where there is none. Raises compose.Unready."""
-    composed = compose.user_data(view)
+def user_data(view: View, backend: bytes | None = None) -> Leaf | None:
+    """The composed user-data, with what the backend answers, if any does; None where there is none. Raises
+    compose.Unready."""
+    composed = compose.user_data(view, backend)
     if composed is None:
         return None
     tag = _tag_of_parts(composed.parts) if composed.claims else ""
@@ -33,9 +34,14 @@ def user_data(view: View) -> Leaf | None:
 
 def vendor_data(view: View) -> Leaf:
     """The composed vendor data; `{}` where there is none, as Nova answers. Raises compose.Unready."""
-    value, claims = compose.vendor_data(view, view.document.vendor_data)
-    tag = _tag_of_parts(compose.parts(view, Kind.VENDOR), view.document.vendor_data) if claims else ""
-    return Leaf(msgspec.json.encode({} if value is None else value), JSON, claims, tag)
+    return vendor_data_with(view, view.document.vendor_data)
+
+
+def vendor_data_with(view: View, value: Any) -> Leaf:
+    """The same, composed with `value`, any JSON or None, in the place of the document's. Raises compose.Unready."""
+    made, claims = compose.vendor_data(view, value)
+    tag = _tag_of_parts(compose.parts(view, Kind.VENDOR), value) if claims else ""
+    return Leaf(msgspec.json.encode({} if made is None else made), JSON, claims, tag)
 
 
 def key(value: Value) -> Leaf:

@@ -135,4 +135,3 @@ def _accepts_stream(request: Request) -> bool:
                 if kind == _STREAM and not any(_NO_QUALITY.fullmatch(one) for one in options):
                     return True
     return False
-

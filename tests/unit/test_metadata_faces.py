@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shim.core.closure import parse_prefix
 from shim.core.exchange import Request, Response
+from shim.core.kv import etag
 from shim.errors import InputError
 from shim.metadata import ec2
 from shim.metadata.document import Document, decode
@@ -327,3 +329,47 @@ class TestEc2:
         assert (response.status, response.body) == (200, raw)
         assert kind(response) == b"application/octet-stream"
         assert b"content-encoding" not in dict(response.headers)
+
+
+class TestTags:
+    @pytest.mark.parametrize(
+        "path", ["/", "/latest/", "/latest/meta-data/instance-id", "/openstack/", "/latest/user-data"]
+    )
+    def test_each_answer_has_that_of_its_bytes(self, path: str) -> None:
+        rendered = respond(View(A, made(**RICH), now=0.0), Request(b"GET", path.encode()))
+        assert rendered.etag == etag(rendered.response.body)
+        assert dict(rendered.response.headers)[b"etag"] == b'"' + rendered.etag.encode() + b'"'
+
+    @pytest.mark.parametrize("path", ["/nothing", "/%", "/openstack/nothing"])
+    def test_errors_have_none(self, path: str) -> None:
+        rendered = respond(View(A, Document(), now=0.0), Request(b"GET", path.encode()))
+        assert rendered.etag == ""
+        assert b"etag" not in dict(rendered.response.headers)
+
+
+class TestClosed:
+    @pytest.mark.parametrize(
+        ("closed", "path", "listed", "gone"),
+        [
+            ("user-data", "/2009-04-04/", ["dynamic/", "meta-data/"], "/2009-04-04/user-data"),
+            ("user-data", "/openstack/2012-08-10/", ["meta_data.json"], "/openstack/2012-08-10/user_data"),
+            ("keys", "/openstack/2012-08-10/", ["user_data"], "/openstack/latest/meta_data.json"),
+            ("/latest/meta-data/placement/region", "/latest/meta-data/placement/", ["availability-zone"],
+             "/2021-03-23/meta-data/placement/region"),
+            ("/2009-04-04/meta-data", "/latest/", ["dynamic/", "user-data"], "/latest/meta-data/instance-id"),
+            ("/latest", "/", [""], "/1.0/meta-data/instance-id"),
+            ("/openstack", "/openstack/", [""], "/openstack/latest/"),
+        ],
+    )  # fmt: skip
+    def test_it_is_neither_listed_nor_there(self, closed: str, path: str, listed: list[str], gone: str) -> None:
+        seen = View(A, made(**RICH), now=0.0, closed=(parse_prefix(closed),))
+        assert respond(seen, Request(b"GET", path.encode())).response.body.decode().split("\n") == listed
+        answer = respond(seen, Request(b"GET", gone.encode())).response
+        assert answer.status == 404 or answer.body == b""
+        assert respond(View(A, made(**RICH), now=0.0), Request(b"GET", gone.encode())).response.status == 200
+
+    def test_keys(self) -> None:
+        seen = View(A, made(**RICH), now=0.0, closed=("keys",))
+        names = respond(seen, Request(b"GET", b"/latest/meta-data/")).response.body.decode().split("\n")
+        assert "public-keys/" not in names and "hostname" in names
+        assert respond(seen, Request(b"GET", b"/latest/meta-data/public-keys/0/openssh-key")).response.status == 404

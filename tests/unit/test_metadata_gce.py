@@ -6,14 +6,18 @@ import gzip
 import json
 from base64 import b64decode
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from shim.core.kv import Value, etag
+from shim.core.kv import Value, clash, etag, parse_key
 from shim.core.source import Reads
 from shim.metadata.compose import Unready
 from shim.metadata.document import Document, decode
+from shim.metadata.gce_tree import Kept
 from shim.metadata.view import Rendered, View
 from tests.unit.faces_site import GOOGLE, KEY, A, get, header, source, view
 
@@ -277,6 +281,19 @@ class TestAttributes:
         with pytest.raises(Unready):
             ask("instance/attributes/user-data", seen)
 
+    def test_what_fails_is_tried_once_a_request(self) -> None:
+        tried: list[int] = []
+
+        def fail() -> None:
+            tried.append(1)
+            raise Unready("host/t", "no such variable")
+
+        kept = Kept(fail)
+        for _ in range(3):
+            with pytest.raises(Unready, match="no such variable"):
+                kept()
+        assert tried == [1]
+
     def test_sources_and_keys_are_not_looked_at_for_what_does_not_need_them(self) -> None:
         def never() -> Any:
             raise AssertionError
@@ -320,6 +337,38 @@ class TestGuestAttributes:
     def test_closed_in_part(self) -> None:
         seen = self.seen(closed=("/computeMetadata/v1/instance/guest-attributes/hostkeys/ed",))
         assert text("instance/guest-attributes/hostkeys/", seen) == "ssh-rsa\n"
+
+
+NAMES = st.text(alphabet="a0-_. /%?é\n", max_size=4) | st.text(max_size=3)
+KEYS = st.lists(st.text(alphabet="a0~:.", min_size=1, max_size=2), min_size=1, max_size=3).map("/".join)
+
+
+class TestCrawl:
+    def crawl(self, seen: View, path: str) -> Any:
+        """What a client finds that goes by the listings."""
+        found = {}
+        for name in read(f"{path}?alt=json", seen):
+            inner = path + quote(name, safe="/")
+            found[name.removesuffix("/")] = (
+                self.crawl(seen, inner) if name.endswith("/") else read(f"{inner}?alt=json", seen)
+            )
+        return found
+
+    @given(meta=st.dictionaries(NAMES, st.text(max_size=4), max_size=4), keys=st.sets(KEYS, max_size=4))
+    @settings(deadline=None)
+    def test_listings_and_recursive_answers_tell_the_same(self, meta: dict[str, str], keys: set[str]) -> None:
+        values = []
+        for key in sorted(keys):
+            try:
+                parse_key(f"guest/{key}")
+            except ValueError:
+                continue
+            if clash(f"guest/{key}", [one.key for one in values]) is None:
+                values.append(Value(f"guest/{key}", b"\xff" + key.encode()))
+        seen = view(Document(meta={**meta, "enable-guest-attributes": "TRUE"}), values=values)
+        for path in ("instance/attributes/", "instance/guest-attributes/"):
+            assert self.crawl(seen, path) == read(f"{path}?recursive=true", seen)
+            assert ask(path, seen).response.body.count(b"\n") == len(read(f"{path}?alt=json", seen))
 
 
 class TestWatched:
