@@ -1,0 +1,633 @@
+"""Copies of the store while it is written, and putting them back: what stays, what is taken over, what is left where
+it is killed at any moment."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from shim.core.kv import Value
+from shim.core.source import HOST, Reads, Source
+from shim.errors import ConflictError, InputError, StoreError
+from shim.metadata import archive
+from shim.metadata.archive import backup, restore
+from shim.metadata.reader import Reader
+from shim.metadata.schema import SCHEMA, StoreFullError
+from shim.metadata.store import Store
+from tests.unit.store_hall import (
+    GROUP,
+    PREAMBLE,
+    A,
+    B,
+    Clock,
+    Hall,
+    clock,
+    everything,
+    hall,
+    named,
+    names_beside,
+    path,
+    prepare,
+    store,
+)
+
+__all__ = ["clock", "hall", "path", "store"]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    (tmp_path / "safe").mkdir()
+    return tmp_path / "safe" / "copy.db"
+
+
+class TestBackup:
+    def test_is_one_file_of_all_there_is(self, store: Store, path: Path, copy: Path) -> None:
+        prepare(store)
+        copied = backup(path, copy)
+        assert copied == archive.Copied(copy.stat().st_size, store.revision())
+        assert msgspec.to_builtins(copied) == {"bytes": copied.bytes, "revision": copied.revision}
+        assert copy.stat().st_mode & 0o777 == 0o600
+        assert everything(copy) == everything(path)
+        assert names_beside(copy) == {"copy.db"}
+        shell = sqlite3.connect(copy)
+        assert shell.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        shell.close()
+
+    def test_of_a_store_at_rest(self, store: Store, path: Path, copy: Path) -> None:
+        prepare(store)
+        before = everything(path)
+        store.close()
+        backup(path, copy)
+        assert everything(copy) == before
+        Store(path).close()
+
+    def test_nothing_is_overwritten_unless_told(self, store: Store, path: Path, copy: Path) -> None:
+        copy.write_bytes(b"precious")
+        with pytest.raises(ConflictError, match="there already") as caught:
+            backup(path, copy)
+        assert caught.value.hint
+        assert copy.read_bytes() == b"precious"
+        backup(path, copy, overwrite=True)
+        assert everything(copy) == everything(path)
+        assert names_beside(copy) == {"copy.db"}
+
+    def test_nor_a_link_or_the_store(self, store: Store, path: Path, copy: Path, tmp_path: Path) -> None:
+        copy.symlink_to(tmp_path / "nowhere")
+        with pytest.raises(ConflictError):
+            backup(path, copy)
+        (tmp_path / "other").symlink_to(path)
+        for target in (path, tmp_path / "other", Path(f"{path}-wal"), Path(f"{path}-shm")):
+            with pytest.raises(ConflictError, match=r"of the store|itself"):
+                backup(path, target, overwrite=True)
+        store.put_document(A, b"{}")
+
+    def test_one_that_comes_meanwhile_is_not_overwritten(
+        self, store: Store, path: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        link = os.link
+
+        def late(*names: object) -> None:
+            copy.write_bytes(b"precious")
+            link(*names)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "link", late)
+        with pytest.raises(ConflictError):
+            backup(path, copy)
+        assert copy.read_bytes() == b"precious"
+        assert names_beside(copy) == {"copy.db"}
+
+    @pytest.mark.parametrize("case", ["folder", "no folder", "no store", "foreign", "empty", "damaged", "newer"])
+    def test_what_cannot_be(self, store: Store, path: Path, copy: Path, case: str) -> None:
+        prepare(store)
+        store.close()
+        source, target = path, copy
+        if case == "folder":
+            target = copy.parent
+        elif case == "no folder":
+            target = copy.parent / "none" / "copy.db"
+        elif case == "no store":
+            source = path.with_name("none.db")
+        elif case == "empty":
+            source = path.with_name("empty.db")
+            source.touch()
+        elif case == "foreign":
+            source = path.with_name("theirs.db")
+            with sqlite3.connect(source) as db:
+                db.execute("CREATE TABLE theirs (a)")
+            db.close()
+        elif case == "damaged":
+            with path.open("r+b") as file:
+                file.seek(8_192)
+                file.write(b"\xff" * 30_000)
+        else:
+            with sqlite3.connect(path) as db:
+                db.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+            db.close()
+        with pytest.raises((StoreError, InputError)) as caught:
+            backup(source, target)
+        assert caught.value.hint
+        assert list(copy.parent.iterdir()) == []
+
+    def test_is_of_one_moment_while_it_is_written(self, hall: Hall, copy: Path) -> None:
+        script = """
+store = Store(Path(sys.argv[1]))
+for number in range(100_000):
+    with store.transaction():
+        for instance in (1, 2):
+            store.put_document(UUID(int=instance), json.dumps({"vendor_data": [number, "x" * 20_000]}).encode())
+    if number == 0:
+        print(json.dumps("writing"), flush=True)
+"""
+        writer = hall.child(script, hall.path)
+        assert writer.hear() == "writing"
+        seen = []
+        for number in range(6):
+            backup(hall.path, copy.with_name(f"{number}.db"))
+            bodies = {row[1] for row in everything(copy.with_name(f"{number}.db"))["documents"]}
+            assert len(bodies) == 1
+            seen.append(json.loads(bodies.pop())["vendor_data"][0])  # type: ignore[arg-type]
+        assert seen == sorted(seen)
+        assert seen[-1] > seen[0], "it was not held up"
+        writer.kill()
+
+
+class TestRestore:
+    def test_puts_back_what_was(self, store: Store, path: Path, copy: Path, clock: Clock) -> None:
+        prepare(store)
+        before = everything(path)
+        backup(path, copy)
+        store.put_document(A, named("later"))
+        store.put_source(Source(HOST, "later", b"x"))
+        store.delete_value(A, "host/many")
+        later, last = everything(path), store.revision()
+        store.close()
+        restored = restore(copy, path, clock=clock)
+        assert names_beside(path) == {"metashim.db", Path(restored.kept).name}
+        assert restored.revision == last + 1
+        assert Path(restored.kept) == path.with_name(f"metashim.db.before-restore-{int(clock.now)}")
+        assert everything(Path(restored.kept)) == later
+        assert Path(restored.kept).stat().st_mode & 0o777 == 0o600
+        now = everything(path)
+        for table in ("documents", "policies", "attachments", "sources", "kv", "spent", "latches", "reports"):
+            assert now[table] == before[table], table
+        again = Store(path)
+        assert again.revision() == last + 1
+        assert again.changes(last) == (last + 1, {"host"}), "all is to be looked at anew"
+        assert [row.what for row in again.audits()] == ["prepared", "restore"]
+        again.close()
+        assert everything(copy) == before, "it is as it was"
+
+    def test_what_guests_did_stays(self, store: Store, path: Path, copy: Path) -> None:
+        prepare(store)
+        store.audit("me", "before")
+        backup(path, copy)
+        items = [one.item for one in (*store.sources(), *store.values(A).values()) if one.reads is not Reads.MANY]
+        spent = store.spend(A, items)
+        assert len(spent) == 3
+        store.spend(B, [item for item in items if "source" in item])
+        store.latch(A, "/")
+        store.latch(B, "keys")
+        store.report(A, "read")
+        store.audit("guest", "lock", A)
+        latches, reports = store.latches(), store.reports(A)
+        store.close()
+        restored = restore(copy, path, who="root (uid 0)")
+        assert (restored.locks, restored.used_up, restored.reports, restored.audit) == (2, 5, 1, 1)
+        assert (restored.lost, restored.again) == ((), ())
+        again = Store(path)
+        assert again.latches() == latches
+        assert again.unspent(A, items) == ()
+        assert again.unspent(B, [item for item in items if "source" in item]) == ()
+        assert again.reports(A) == reports
+        assert [(row.seq, row.who, row.what) for row in again.audits()] == [
+            (1, "me", "prepared"), (2, "me", "before"), (3, "guest", "lock"), (4, "root (uid 0)", "restore")
+        ]  # fmt: skip
+        again.close()
+
+    def test_what_was_written_again_since_can_be_read_again_and_is_told(
+        self, store: Store, path: Path, copy: Path
+    ) -> None:
+        prepare(store)
+        backup(path, copy)
+        store.spend(A, [one.item for one in store.sources()])
+        store.put_source(Source(HOST, "once", b"new", reads=Reads.ONCE))
+        store.delete_value(A, "host/confirm")
+        store.close()
+        restored = restore(copy, path)
+        assert restored.again == (f"{A} host/confirm", "host/once")
+        again = Store(path)
+        assert {one.name for one in again.sources_for([HOST], A)} == {"many", "once", "file"}
+        again.close()
+
+    def test_revisions_go_on_above_both(self, store: Store, path: Path, copy: Path, tmp_path: Path) -> None:
+        other = Store(tmp_path / "other.db")
+        for _ in range(50):
+            other.put_document(B, b"{}")
+        other.close()
+        backup(tmp_path / "other.db", copy)
+        store.put_document(A, b"{}")
+        store.close()
+        assert restore(copy, path).revision == 51
+        backup(path, copy, overwrite=True)
+        again = Store(path)
+        for _ in range(50):
+            again.put_document(B, b"{}")
+        again.close()
+        assert restore(copy, path).revision == 102
+
+    def test_the_trails_of_two_hosts(self, store: Store, path: Path, copy: Path, tmp_path: Path) -> None:
+        other = Store(tmp_path / "other.db")
+        for what in ("a", "b", "c"):
+            other.audit("them", what)
+        other.close()
+        backup(tmp_path / "other.db", copy)
+        store.audit("me", "x")
+        store.audit("me", "y")
+        store.close()
+        assert restore(copy, path).audit == 2
+        again = Store(path)
+        assert [(row.seq, row.what) for row in again.audits()] == [
+            (1, "a"), (2, "b"), (3, "c"), (4, "x"), (5, "y"), (6, "restore")
+        ]  # fmt: skip
+        again.close()
+
+    def test_where_there_is_no_store(self, store: Store, path: Path, copy: Path, tmp_path: Path) -> None:
+        prepare(store)
+        backup(path, copy)
+        new = tmp_path / "new" / "metashim.db"
+        restored = restore(copy, new, os.getgid())
+        assert (restored.kept, restored.lost, restored.revision) == ("", (), store.revision() + 1)
+        assert new.stat().st_mode & 0o777 == 0o640
+        assert new.parent.stat().st_mode & 0o777 == 0o750
+        assert names_beside(new) == {"metashim.db"}
+        again = Store(new)
+        assert again.values(A) == store.values(A)
+        again.close()
+
+    def test_a_log_whose_store_was_moved_away_is_kept_and_not_read(
+        self, hall: Hall, copy: Path, tmp_path: Path
+    ) -> None:
+        hall.writer(A, 20).hear()
+        for child in hall._children:
+            child.kill()
+        away = hall.path.rename(hall.path.with_name("moved.db"))
+        other = Store(tmp_path / "other.db")
+        other.put_document(B, named("restored"))
+        other.close()
+        backup(tmp_path / "other.db", copy)
+        restore(copy, hall.path, GROUP)
+        again = Store(hall.path)
+        assert again.instances() == {B}
+        again.close()
+        (log,) = (name for name in hall.path.parent.iterdir() if "before-restore" in name.name)
+        log.rename(f"{away}-wal")
+        assert Store(away).document(A)[1] is not None
+
+    def test_readers_see_it_by_its_inode(self, hall: Hall, copy: Path) -> None:
+        store = Store(hall.path, GROUP)
+        store.put_document(A, named("old"))
+        backup(hall.path, copy)
+        store.put_document(A, named("new"))
+        readers = [hall.reader(), hall.reader()]
+        assert [reader.ask(A) for reader in readers] == [[2, "new"]] * 2
+        versions = [reader.ask("version") for reader in readers]
+        store.close()
+        restored = restore(copy, hall.path, GROUP)
+        assert all(reader.ask("version") != before for reader, before in zip(readers, versions, strict=True))
+        assert [reader.ask(A) for reader in readers] == [[1, "old"]] * 2
+        assert hall.reader().ask(A) == [1, "old"]
+        again = Store(hall.path, GROUP)
+        assert again.put_document(A, named("newer")) == restored.revision + 1
+        assert [reader.ask(A) for reader in readers] == [[restored.revision + 1, "newer"]] * 2
+        again.close()
+
+    def test_by_a_reader_that_watches(self, store: Store, path: Path, copy: Path) -> None:
+        prepare(store)
+        backup(path, copy)
+        store.put_value(A, Value("guest/late", b"x"))
+        reader = Reader(path)
+        since, _ = reader.changes(0)
+        store.close()
+        restore(copy, path)
+        revision, scopes = reader.changes(since)
+        assert revision > since
+        assert "host" in scopes
+        assert "guest/late" not in reader.values(A)
+
+    def test_of_an_older_schema(self, path: Path, copy: Path, store: Store) -> None:
+        from tests.unit.test_store_files import SCHEMA_1, SCHEMA_2, made
+
+        store.latch(A, "kv")
+        store.close()
+        for number, old in enumerate((SCHEMA_1, SCHEMA_2)):
+            source = made(copy.with_name(f"{number}.db"), old)
+            restored = restore(source, path)
+            assert restored.locks == 1
+            again = Store(path)
+            assert again.document(A)[1] is not None
+            assert again.latches() == {A: ("kv",)}
+            again.close()
+
+    def test_over_an_older_schema(self, path: Path, copy: Path, store: Store, tmp_path: Path) -> None:
+        from tests.unit.test_store_files import SCHEMA_1, made
+
+        prepare(store)
+        backup(path, copy)
+        old = made(tmp_path / "old.db", SCHEMA_1)
+        restored = restore(copy, old)
+        assert restored.lost == ()
+        assert restored.revision == max(7, store.revision()) + 1
+        again = Store(old)
+        assert again.values(A) == store.values(A)
+        again.close()
+
+    @pytest.mark.parametrize("case", ["none", "itself", "foreign", "garbage", "empty", "damaged", "newer", "held"])
+    def test_what_cannot_be(
+        self, store: Store, path: Path, copy: Path, case: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(archive, "BUSY_SECONDS", 0.05)
+        prepare(store)
+        backup(path, copy)
+        source = copy
+        shell = sqlite3.connect(path, isolation_level=None)
+        if case == "none":
+            source = copy.with_name("none.db")
+        elif case == "itself":
+            source = path
+        elif case == "foreign":
+            source = copy.with_name("theirs.db")
+            with sqlite3.connect(source) as db:
+                db.execute("CREATE TABLE theirs (a)")
+            db.close()
+        elif case == "garbage":
+            source.write_bytes(b"no database at all, but long enough to look like one" * 50)
+        elif case == "empty":
+            source.write_bytes(b"")
+        elif case == "damaged":
+            with source.open("r+b") as file:
+                file.seek(8_192)
+                file.write(b"\xff" * 30_000)
+        elif case == "newer":
+            with sqlite3.connect(source) as db:
+                db.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+            db.close()
+        else:
+            store.put_document(A, b"{}")
+            shell.execute("BEGIN")
+            shell.execute("SELECT * FROM documents").fetchone()
+            store.put_document(A, b"{}")
+        before, names = everything(path), {name for name in names_beside(path) if "-" not in name}
+        store.close()
+        with pytest.raises((StoreError, ConflictError, InputError)) as caught:
+            restore(source, path)
+        assert caught.value.hint
+        assert "metashim restore" not in caught.value.hint
+        shell.close()
+        assert everything(path) == before
+        assert {name for name in names_beside(path) if "-" not in name} == names
+        Store(path).close()
+
+    @pytest.mark.parametrize("damage", ["all", "a table", "latches", "audit", "foreign", "empty", "newer"])
+    def test_over_one_that_cannot_be_read(self, store: Store, path: Path, copy: Path, damage: str) -> None:
+        prepare(store)
+        backup(path, copy)
+        store.latch(A, "/")
+        last = store.revision()
+        store.close()
+        with sqlite3.connect(path) as db:
+            if damage == "a table":
+                db.execute("DROP TABLE kv")
+            elif damage == "latches":
+                db.execute("UPDATE latches SET prefix = 'nonsense' WHERE prefix = '/'")
+            elif damage == "audit":
+                db.execute("UPDATE audit SET instance = 'nonsense', who = 'x'")
+            elif damage == "newer":
+                db.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+            elif damage == "foreign":
+                db.execute("PRAGMA application_id = 1")
+        db.close()
+        if damage == "all":
+            path.write_bytes(path.read_bytes()[:100] + os.urandom(40_000))
+        elif damage == "empty":
+            path.write_bytes(b"")
+        before = path.read_bytes()
+        restored = restore(copy, path)
+        assert Path(restored.kept).read_bytes() == before
+        assert bool(restored.lost) == (damage not in ("empty", "newer"))
+        again = Store(path)
+        assert len(again.values(A)) == 3
+        assert restored.revision > (last if damage != "empty" else last - 1)
+        if damage in ("a table", "audit", "newer"):
+            assert again.latches() == {A: ("/", "/latest/user-data")}, "what can be read is taken over"
+        assert again.audits()[-1].what == "restore"
+        again.close()
+
+    def test_again_and_again(self, store: Store, path: Path, copy: Path, clock: Clock) -> None:
+        prepare(store)
+        backup(path, copy)
+        store.close()
+        kept = {restore(copy, path, clock=clock).kept for _ in range(4)}
+        assert len(kept) == 4, "within one second"
+        assert len([name for name in names_beside(path) if "before-restore" in name]) == 4
+        again = Store(path)
+        assert [row.what for row in again.audits()] == ["prepared", *["restore"] * 4]
+        again.close()
+
+    def test_of_what_was_kept(self, store: Store, path: Path, copy: Path) -> None:
+        backup(path, copy)
+        store.put_document(A, named("late"))
+        store.close()
+        kept = restore(copy, path).kept
+        restore(Path(kept), path)
+        again = Store(path)
+        assert again.document(A)[1] is not None
+        again.close()
+
+    def test_no_room(self, store: Store, path: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        prepare(store)
+        backup(path, copy)
+        before = everything(path)
+        store.close()
+
+        def full(*names: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "link", full)
+        with pytest.raises(StoreFullError):
+            restore(copy, path)
+        monkeypatch.undo()
+        assert everything(path) == before
+        assert not [name for name in names_beside(path) if "restor" in name]
+
+
+KILLED = PREAMBLE + """
+import os, signal
+from shim.metadata import archive
+left = int(sys.argv[4])
+
+def counted(module, name):
+    real = getattr(module, name)
+    def call(*arguments, **options):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return real(*arguments, **options)
+    setattr(module, name, call)
+
+for name in ("link", "unlink", "rename", "fsync", "replace", "chmod", "open", "chown"):
+    counted(os, name)
+if sys.argv[1] == "restore":
+    archive.restore(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[5]))
+else:
+    archive.backup(Path(sys.argv[2]), Path(sys.argv[3]), overwrite=True)
+"""
+
+
+def killed(verb: str, source: Path, target: Path, calls: int) -> bool:
+    """Whether it was killed at that call of the system, from 0; not if it had fewer."""
+    command = [sys.executable, "-c", KILLED, verb, str(source), str(target), str(calls), str(GROUP)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+@pytest.mark.root
+class TestKilled:
+    def test_at_any_moment_of_a_restore(self, hall: Hall, copy: Path) -> None:
+        store = Store(hall.path, GROUP)
+        store.put_document(A, named("old"))
+        backup(hall.path, copy)
+        store.close()
+        found = set()
+        for calls in itertools.count():
+            store = Store(hall.path, GROUP)
+            store.put_document(A, named("new"))
+            last = store.revision()
+            reader = hall.reader()
+            assert reader.ask(A) == [last, "new"]
+            store.close()
+            over = not killed("restore", copy, hall.path, calls)
+            answer = reader.ask(A)
+            assert answer in ([last, "new"], [1, "old"]), answer
+            assert hall.reader().ask(A) == answer
+            store = Store(hall.path, GROUP)
+            assert list(store.body(A)) == [answer[0], named(answer[1])]  # type: ignore[index]
+            revision = store.put_document(A, named("after"))
+            assert revision > last
+            assert reader.ask(A) == [revision, "after"]
+            store.close()
+            reader.kill()
+            found.add((answer[1], over))  # type: ignore[index]
+            if over:
+                break
+        assert found == {("new", False), ("old", False), ("old", True)}
+        assert calls > 10
+
+    def test_at_any_moment_over_one_that_was_killed(self, hall: Hall, copy: Path, tmp_path: Path) -> None:
+        """Its last commits are in the log alone."""
+        other = Store(tmp_path / "other.db")
+        other.put_document(B, named("restored"))
+        other.close()
+        backup(tmp_path / "other.db", copy)
+        for calls in itertools.count(0, 2):
+            writer = hall.writer(A, 5)
+            assert [writer.hear(), writer.hear()] == ["writing", "done"]
+            writer.kill()
+            assert Path(f"{hall.path}-wal").stat().st_size > 0
+            over = not killed("restore", copy, hall.path, calls)
+            store = Store(hall.path)
+            name = store.document(A)[1]
+            assert (name is not None and name.name == "n4") != (store.document(B)[1] is not None)
+            store.delete_document(B)
+            store.delete_document(A)
+            store.close()
+            if over:
+                break
+        assert calls > 10
+
+    def test_at_any_moment_of_a_backup(self, store: Store, path: Path, copy: Path) -> None:
+        backup(path, copy)
+        before = copy.read_bytes()
+        store.put_document(A, named("late"))
+        for calls in itertools.count():
+            over = not killed("backup", path, copy, calls)
+            whole = everything(copy)
+            assert copy.read_bytes() == before or len(whole["documents"]) == 1
+            if over:
+                break
+        assert len(whole["documents"]) == 1
+        assert calls > 3
+
+
+FULL = PREAMBLE + """
+import subprocess
+from shim.metadata.archive import backup, restore
+from tests.unit.store_hall import A, everything, prepare
+folder = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", sys.argv[1]], check=True)
+path, copy = folder / "metashim.db", folder / "copy.db"
+store = Store(path)
+prepare(store)
+store.put_document(A, json.dumps({"vendor_data": "x" * 200_000}).encode())
+backup(path, copy)
+before = everything(path)
+store.close()
+names = sorted(name.name for name in folder.iterdir())
+found, room = [], 0
+while True:
+    with (folder / "ballast").open("wb", buffering=0) as ballast:
+        try:
+            while ballast.write(bytes(4_096)):
+                pass
+        except OSError:
+            pass
+    import os
+    os.truncate(folder / "ballast", max(0, (folder / "ballast").stat().st_size - room))
+    try:
+        if sys.argv[2] == "backup":
+            backup(path, folder / "other.db")
+        else:
+            restore(copy, path)
+        break
+    except StoreError as error:
+        found.append([type(error).__name__, error.hint])
+    (folder / "ballast").unlink()
+    assert everything(path) == before
+    for end in ("-wal", "-shm"):
+        Path(f"{path}{end}").unlink(missing_ok=True)
+    assert sorted(name.name for name in folder.iterdir()) == names, list(folder.iterdir())
+    room += 28_672
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("verb", ["backup", "restore"])
+def test_a_full_disk(tmp_path: Path, verb: str) -> None:
+    command = ["unshare", "-m", sys.executable, "-c", FULL, str(tmp_path), verb]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) > 5, "it was tried with ever more room"
+    assert all(hint for _, hint in found)
+    assert {"StoreFullError"} <= {family for family, _ in found}
+
+
+def test_what_is_told_is_plain(store: Store, path: Path, copy: Path) -> None:
+    prepare(store)
+    backup(path, copy)
+    store.close()
+    told = msgspec.to_builtins(replace(restore(copy, path), revision=1))
+    assert set(told) == {"revision", "kept", "locks", "used_up", "reports", "audit", "lost", "again"}
