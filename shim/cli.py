@@ -301,6 +301,9 @@ def _document(file: str) -> bytes:
         raise InputError(f"{file}: neither JSON nor TOML: {error}", hint) from None
 
 
+_HELP_ASKED = getattr(click.exceptions, "NoArgsIsHelpError", ())  # in newer releases only
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; its exit status."""
     try:
@@ -310,6 +313,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MetashimError as error:
         complain(str(error), error.hint)
         return error.exit_code
+    except _HELP_ASKED as error:  # by giving nothing at all
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.ClickException as error:
         verb = getattr(error, "ctx", None)
         complain(error.format_message(), f"see `{verb.command_path if verb else 'metashim'} --help`")

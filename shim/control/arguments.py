@@ -253,8 +253,6 @@ def contents(file: str, hint: str) -> bytes:
         return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}", hint) from None
-    except ValueError:  # a NUL in its name
-        raise InputError(f"{file!r} is no file's name", hint) from None
 
 
 def parse_uuid(text: str) -> UUID:

@@ -40,7 +40,7 @@ def print_bytes(body: bytes) -> None:
     from shim.control.text import lines
 
     try:
-        click.echo("\n".join(lines(body.decode())))
+        click.echo("\n".join(lines(body.decode().removesuffix("\n"))))
     except UnicodeDecodeError:
         raise InputError(f"{len(body)} bytes that are no text", "send them to a file or a pipe") from None
 

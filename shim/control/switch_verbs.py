@@ -58,7 +58,7 @@ def auto(
     return each(
         session, instances, as_json,
         lambda client, instance: client.set_auto(instance, wanted),
-        lambda text, policy: f"disabled {text.auto(policy.auto)}",
+        lambda text, policy: f"will be disabled: {text.auto(policy.auto)}" if policy.auto else "no auto",
         timed=False,
     )  # fmt: skip
 

@@ -179,10 +179,8 @@ def _marks(policy: shapes.PolicyView) -> str:
     return "".join(f", {mark}" for mark in marks if mark)
 
 
-def auto(view: shapes.AutoView | None) -> str:
+def auto(view: shapes.AutoView) -> str:
     """When an instance will be disabled, and how."""
-    if view is None:
-        return "never by itself"
     times = (
         f"at {when(view.until)}" if view.until is not None else "",
         "once it has read its user-data" if view.on_read else "",

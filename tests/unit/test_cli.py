@@ -13,10 +13,10 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import shim
@@ -30,38 +30,10 @@ from shim.datapath.ebpf import RULES
 from shim.datapath.nft import ruleset
 from shim.host import nft_settings
 from shim.settings import Host as HostSettings
+from tests.unit.cli_shell import Shell, complete, metashim
 from tests.unit.control_memory import NOBODY, ONE, TWO, Host, Memory
 
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass
-class Result:
-    """How a verb ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-class Shell:
-    """Runs verbs in this process against one agent."""
-
-    def __init__(self, path: Path, capture: pytest.CaptureFixture[str]) -> None:
-        self.path, self._capture = path, capture
-
-    def __call__(self, *arguments: object) -> Result:
-        self._capture.readouterr()
-        code = main(["--socket", str(self.path), *map(str, arguments)])
-        out, err = self._capture.readouterr()
-        assert "Traceback" not in out + err
-        if code not in (0, 130):
-            assert err.startswith("metashim: ") and err.count("\n") >= 2, "what happened, then what to do"
-        return Result(code, out, err)
 
 
 @pytest.fixture
@@ -431,18 +403,6 @@ def test_output_that_nobody_reads(tmp_path: Path, memory: Memory) -> None:
         assert (child.wait(10), child.stderr.read()) == (1, "")
 
 
-def metashim(socket: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "shim", "--socket", str(socket), *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 VERBS = [
     ("status",),
     ("list",),
@@ -521,8 +481,8 @@ def test_configuration(tmp_path: Path, memory: Memory, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["--config", str(config), "status"]) == 3
     assert capsys.readouterr().err.splitlines()[1] == "  did you mean max_ports?"
-    for verb in ("agent", "check", "rules", "teardown"):
-        assert main(["--config", str(config), verb]) == 3
+    for verb in (["agent"], ["check"], ["rules"], ["teardown"], ["backup", "x"], ["restore", "x"]):
+        assert main(["--config", str(config), *verb]) == 3
 
 
 def test_help_tells_the_exit_codes(run: Shell) -> None:
@@ -536,16 +496,33 @@ def test_help_tells_the_exit_codes(run: Shell) -> None:
     assert run("--version").out.split() == ["metashim,", "version", shim.__version__]
 
 
-@pytest.mark.parametrize("verb", sorted(cli.commands))
+def verbs(group: click.Group, before: str = "") -> Iterator[str]:
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from verbs(command, f"{before}{name} ")
+        else:
+            yield before + name
+
+
+@pytest.mark.parametrize("verb", list(verbs(cli)))
 def test_every_verb_has_help_and_json(run: Shell, verb: str) -> None:
-    shown = run(verb, "-h")
+    shown = run(*verb.split(), "-h")
     assert shown.code == 0 and shown.out.startswith(f"Usage: metashim {verb}")
     assert ("--json" in shown.out) == (verb != "agent")
 
 
 def test_the_verbs_are_those_that_are_promised() -> None:
     on_the_agent = "status list show set attach detach enable disable counters events tokens rotate-keys routes"
-    assert set(cli.commands) == {*on_the_agent.split(), "agent", "check", "rules", "teardown", "completion"}
+    on_the_agent += " auto unlock audit userdata kv"
+    hosts = {"agent", "check", "rules", "teardown", "completion", "backup", "restore"}
+    assert set(cli.commands) == {*on_the_agent.split(), *hosts}
+
+
+def test_a_group_alone_says_what_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    for group in ((), ("userdata",), ("kv",)):
+        assert main(group) == 2
+        told = capsys.readouterr()
+        assert told.out == "" and told.err.startswith(" ".join(("Usage: metashim", *group))) and "list" in told.err
 
 
 # --- the host's own verbs
@@ -615,20 +592,6 @@ def test_completion_scripts(run: Shell, shell: str) -> None:
     script = run("completion", shell).out
     assert f"{shell}_complete" in script and "_METASHIM_COMPLETE" in script
     assert run("completion", shell, "--json").json["script"].strip() == script.strip()
-
-
-def complete(socket: Path, words: str) -> list[str]:
-    environment = {
-        **os.environ,
-        "_METASHIM_COMPLETE": "bash_complete",
-        "COMP_WORDS": f"metashim --socket {socket} {words}",
-        "COMP_CWORD": str(len(words.split(" ")) + 2),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "shim"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.stderr == ""
-    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 
 
 def test_completion_asks_the_agent(tmp_path: Path, memory: Memory) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from shim.control import kv_resources
 from shim.control.api import MAX_BODY, Api
 from shim.control.client import Client
-from shim.core.policy import Access, Family, Policy, Tokens
+from shim.core.kv import etag
+from shim.core.policy import Access, Composition, Family, Policy, Tokens
 from shim.errors import (
     ConflictError,
     InputError,
@@ -30,12 +34,13 @@ from tests.unit.control_memory import NOBODY, ONE, TWO, Host, Memory
 
 
 @contextmanager
-def own_server(path: Path, memory: Memory) -> Iterator[None]:
+def own_server(
+    path: Path, memory: Memory, limits: Limits = Limits(body_bytes=MAX_BODY, whole_bytes=MAX_BODY)  # noqa: B008
+) -> Iterator[None]:
     """The API under shim.http's server, as the agent has it."""
     api, loop, ready = Api(memory), asyncio.new_event_loop(), threading.Event()
 
     async def run() -> None:
-        limits = Limits(body_bytes=MAX_BODY, whole_bytes=MAX_BODY)
         server: Server[str] = Server(
             lambda _caller, request: api.handle(request), limits, lambda *_: "operator", limit_key=lambda c: c
         )
@@ -50,10 +55,12 @@ def own_server(path: Path, memory: Memory) -> Iterator[None]:
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
     assert ready.wait(5)
-    yield
-    loop.call_soon_threadsafe(stop.set)
-    thread.join()
-    loop.close()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
 
 
 @pytest.fixture
@@ -92,6 +99,92 @@ def test_a_round_trip_of_everything(client: Client, memory: Memory) -> None:
     assert [c.tap for c in client.counters(tap="tap9", netns="rack1")] == ["tap9"]
     assert len(client.counters()) == 3
     assert client.events(7, 2).events == [] and memory.waited == [2]
+
+
+def test_a_round_trip_of_sources_keys_and_switches(client: Client, memory: Memory) -> None:
+    scope, every = "image:a/b?c#d&e=%2F+", bytes(range(256))
+    written = client.put_source(scope, "s", every, {"order": 3, "merge": "", "template": "true", "until": None})
+    assert (written.created, written.source.scope, written.source.merge) == (True, scope, "")
+    found = client.source(scope, "s")
+    assert base64.b64decode(found.body_base64 or "") == every and found.source == written.source
+    assert client.sources() == client.sources(scope) == [written.source]
+    assert client.sources(instance=ONE) == [] == client.preview(ONE).user.parts
+    client.delete_source(scope, "s")
+    assert memory.kept == {}
+
+    key = "guest/a~b:@+=,-._/c"
+    made = client.put_key(ONE, key, every, {"reads": "once", "seconds": 60.0})
+    assert client.values(ONE)[key].etag == client.values(ONE, key)[key].etag == made.etag
+    with pytest.raises(ConflictError):
+        client.put_key(ONE, key, b"", {}, "x")
+    client.put_key(ONE, key, b"2", {}, made.etag)
+    client.delete_key(ONE, key, etag(b"2"))
+    assert client.values(ONE) == {}
+    assert [(c.op, c.bytes) for c in client.changes(0, 0, ONE, "guest").changes] == [
+        ("put", 256), ("put", 1), ("delete", 0)
+    ]  # fmt: skip
+    assert client.changes(3, 1).changes == []
+
+    assert client.set_closed(ONE, ["kv"]).closed == ["kv"]
+    assert client.set_closed(ONE, open=["kv"]).closed == []
+    auto = client.set_auto(ONE, {"how": "drop", "on_read": True}).auto
+    assert auto and (auto.how, auto.on_read, auto.until) == ("drop", True, None)
+    assert client.set_auto(ONE, None).auto is None
+    assert client.set_composition(ONE, Composition.VENDOR).own_composition
+    assert not client.set_composition(ONE, None).own_composition
+    memory.policies[ONE] = Policy(latched=("/", "kv"))
+    assert client.unlock(ONE, "kv").policy.latched == ["/"]
+    assert client.unlock(ONE).opened == ["/"]
+    assert [row.what for row in client.audit(ONE, limit=2).rows] == ["unlock", "unlock"]
+    assert client.audit(after=0, limit=1).rows[0].what == "source put"
+
+
+def test_what_is_far_too_large_is_not_sent(client: Client, memory: Memory) -> None:
+    with pytest.raises(InputError, match=str(MAX_BODY + 1)):
+        client.put_source("host", "x", b" " * (MAX_BODY + 1), {})
+    with pytest.raises(InputError, match=str(MAX_BODY + 1)):
+        client.put_key(ONE, "host/x", b" " * (MAX_BODY + 1), {})
+    assert (memory.kept, memory.stored) == ({}, {})
+
+
+def curl(path: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["curl", "-si", "--unix-socket", str(path), *arguments], capture_output=True, check=True)
+
+
+def test_curl_is_a_client(tmp_path: Path, memory: Memory) -> None:
+    (tmp_path / "base.yaml").write_bytes(b"#cloud-config\n" + b"# \xff\n" * 40_000)
+    path = tmp_path / "s"
+    with own_server(path, memory):
+        put = curl(path, "-T", str(tmp_path / "base.yaml"), "http://metashim/v1/sources/host/base?order=10&owner=net")
+        assert b"HTTP/1.1 201 " in put.stdout
+        kept = memory.kept["host", "base"]
+        assert (kept.order, kept.owner, kept.body) == (10, "net", (tmp_path / "base.yaml").read_bytes())
+        got = curl(path, "http://metashim/v1/sources/host/base").stdout
+        assert got.endswith(kept.body) and b"X-Metashim-Owner: net\r\n".lower() in got.lower()
+        key = f"http://metashim/v1/instances/{ONE}/kv/host/role"
+        assert b" 201 " in curl(path, "-X", "PUT", "-d", "web", key).stdout
+        assert curl(path, key).stdout.endswith(b"\r\n\r\nweb")
+        assert b" 304 " in curl(path, f"{key}?wait=1&etag={etag(b'web')}").stdout
+        assert b" 412 " in curl(path, "-X", "DELETE", "-H", 'If-Match: "x"', key).stdout
+        assert b" 204 " in curl(path, "-X", "DELETE", key).stdout
+
+
+def test_a_stream_comes_as_it_happens_and_outlives_the_server_s_patience(
+    tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_resources, "KEEP_ALIVE_SECONDS", 0.3)
+    limits = Limits(body_bytes=MAX_BODY, whole_bytes=MAX_BODY, idle_seconds=0.2, body_seconds=0.2, head_seconds=0.2)
+    stream = ["curl", "-sN", "-H", "Accept: text/event-stream", "--unix-socket", str(tmp_path / "s")]
+    with own_server(tmp_path / "s", memory, limits):
+        with subprocess.Popen([*stream, "http://metashim/v1/kv/changes?prefix=guest"], stdout=subprocess.PIPE) as child:
+            assert child.stdout
+            assert [child.stdout.readline() for _ in range(4)] == [b": changes\n", b"\n", b":\n", b"\n"]
+            Client(tmp_path / "s", 5).put_key(TWO, "guest/x", b"1", {})
+            while (line := child.stdout.readline()) in (b":\n", b"\n"):
+                pass
+            assert line == b"id: 1\n" and b'"key":"guest/x"' in child.stdout.readline()
+            child.terminate()
+        assert Client(tmp_path / "s", 5).status()
 
 
 def test_names_that_need_quoting(client: Client, memory: Memory) -> None:
