@@ -1,15 +1,18 @@
-"""The JSON of the control API that is about sources and keys, as shapes.py has the rest. Times are Unix seconds."""
+"""The JSON of the control API that is about sources and keys, as shapes.py has the rest. Times are Unix seconds.
+
+The core's own are imported late: every verb imports this.
+"""
 
 from __future__ import annotations
 
-import base64
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import msgspec
 
-from shim.core.kv import Value
-from shim.core.kv import etag as etag_of
-from shim.core.source import Source
+if TYPE_CHECKING:
+    from shim.core.kv import Value
+    from shim.core.source import Source
 
 
 def text_or_base64(body: bytes) -> tuple[str | None, str | None]:
@@ -17,6 +20,8 @@ def text_or_base64(body: bytes) -> tuple[str | None, str | None]:
     try:
         return body.decode(), None
     except UnicodeDecodeError:
+        import base64
+
         return None, base64.b64encode(body).decode()
 
 
@@ -42,6 +47,8 @@ class SourceView(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, source: Source) -> SourceView:
         """Of a source."""
+        from shim.core.kv import etag as etag_of
+
         return cls(
             scope=source.scope.text,
             name=source.name,

@@ -26,7 +26,19 @@ from shim.metrics import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-VERBS = sorted(cli.cli.commands)
+
+
+def commands_of(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every verb by its words, those of groups among them."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{before}{name} ")
+        else:
+            yield before + name, command
+
+
+COMMANDS = dict(commands_of(cli.cli))
+VERBS = sorted(COMMANDS)
 SECTIONS = [
     "What it is not",
     "Quick start",
@@ -92,13 +104,18 @@ def verb_row(verb: str) -> list[str]:
 
 
 def test_no_verb_is_invented():
-    first = [row[0].strip("`").split()[0] for row in rows(section("Verbs").split("Exit status")[0])[1:]]
-    assert sorted(first) == VERBS
+    told = [row[0].strip("`").split() for row in rows(section("Verbs").split("Exit status")[0])[1:]]
+    assert sorted(verb_of(words) for words in told) == VERBS
+
+
+def verb_of(words: list[str]) -> str:
+    """The verb that a command line begins with."""
+    return next(verb for verb in (words[0], " ".join(words[:2])) if verb in COMMANDS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_verb(verb):
-    command = cli.cli.commands[verb]
+    command = COMMANDS[verb]
     row = verb_row(verb)
     assert row[1] == command.get_short_help_str(200).rstrip(".")
     options = {name for param in command.params if isinstance(param, click.Option) for name in param.opts}
@@ -154,11 +171,18 @@ def test_control_api_resources():
     table = [row for row in rows(section("The control API")) if "/v1/" in row[1]]
     paths = [(row[0].split(", "), re.findall(r"`([^`]+)`", row[1])) for row in table]
     told = {(method, re.sub(r"<.*?>", "<>", path)) for methods, found in paths for method in methods for path in found}
-    assert told == {
-        (method, "/v1/" + "/".join(filter(None, [head, "<>" if item else "", leaf])))
-        for (head, item, leaf), methods in api._RESOURCES.items()
-        for method in methods
-    }
+    known = {(f"/v1/{name}", method) for name, methods in api._RESOURCES.items() for method in methods}
+    assert told == {(method, re.sub(r"<.*?>", "<>", path)) for path, method in known}
+
+
+def test_control_api_parameters():
+    """Every query parameter of a resource is in its row, as `?name=`."""
+    table = [row for row in rows(section("The control API")) if "/v1/" in row[1]]
+    for name, methods in api._RESOURCES.items():
+        path = re.sub(r"<.*?>", "<>", f"/v1/{name}")
+        row = next(r for r in table if path in re.sub(r"<.*?>", "<>", " ".join(re.findall(r"`([^`]+)`", r[1]))).split())
+        wanted = {parameter for _, parameters in methods.values() for parameter in parameters}
+        assert wanted <= set(re.findall(r"`[?&]?(\w+)=?`", row[2])), name
 
 
 def test_document_fields():
@@ -183,9 +207,10 @@ def test_commands_name_verbs():
     lines = [line for block in blocks("console") for line in block.splitlines()]
     used = [re.split(r" +", line.removeprefix("# "))[1:] for line in lines if line.startswith("# metashim ")]
     assert len(used) > 5
-    for verb, *words in used:
-        options = {name for param in cli.cli.commands[verb].params for name in param.opts}
-        assert {word for word in words if word.startswith("-")} <= options, verb
+    for words in used:
+        verb = verb_of(words)
+        options = {name for param in COMMANDS[verb].params for name in param.opts}
+        assert {word for word in words[len(verb.split()) :] if re.match("-[^ ]", word)} <= options, verb
 
 
 def test_files_exist():
