@@ -136,7 +136,7 @@ def watch(session: Session, which: tuple[str, ...], everyones: bool, as_json: bo
             click.echo(f"{view.missed} changes came too fast and are lost", err=True)
         for change in view.changes:
             show_live(as_json, change, partial(_print_change, change, everyones), indent=0)
-        after = max(view.next, 1) if view.changes else view.next
+        after = view.next
 
 
 def _watched(which: tuple[str, ...], everyones: bool) -> tuple[UUID | None, str]:

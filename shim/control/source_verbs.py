@@ -100,7 +100,9 @@ def add(
 
 def check_cloud_config(file: str, body: bytes) -> None:
     """Raises InputError where a cloud-config is no YAML, with the line. `file` is what it is called."""
-    if not body.startswith(b"#cloud-config"):
+    import re
+
+    if not re.match(rb"\s*#cloud-config(?!-)", body, re.IGNORECASE):  # -archive and -jsonp are other things
         return
     import yaml
 

@@ -138,6 +138,7 @@ def test_problems_of_a_source_are_told(run: Shell, memory: Memory, base: Path) -
         ("#cloud-config\nnginx\n", "a cloud-config is keys and their values"),
         ("#cloud-config\n" + "[" * 5000, "nested too deeply|no YAML"),
         ("#cloud-config\na: 1\n---\nb: 1\n", "line 3: no YAML: "),
+        ("\n #Cloud-Config for all\na: [", "line 3: no YAML: "),
     ],
 )
 def test_a_cloud_config_that_is_no_yaml_is_refused(
@@ -151,7 +152,16 @@ def test_a_cloud_config_that_is_no_yaml_is_refused(
 
 
 @pytest.mark.parametrize(
-    "text", ["#cloud-config\n", "#cloud-config\n{}\n", "", "a: [", "#cloud-config\na: &x [1]\nb: *x\n"]
+    "text",
+    [
+        "#cloud-config\n",
+        "#cloud-config\n{}\n",
+        "",
+        "a: [",
+        "#cloud-config\na: &x [1]\nb: *x\n",
+        "#cloud-config-archive\n- content: x\n",
+        "#cloud-config-jsonp\n[{'op': x}",
+    ],
 )
 def test_what_is_left_alone(run: Shell, memory: Memory, base: Path, text: str) -> None:
     base.write_text(text)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -23,6 +25,7 @@ from shim.identity import file as mapping
 from shim.metadata import document
 from shim.metadata.network import Network
 from shim.metrics import FAMILIES
+from tests.unit.control_memory import Memory
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -183,6 +186,30 @@ def test_control_api_parameters():
         row = next(r for r in table if path in re.sub(r"<.*?>", "<>", " ".join(re.findall(r"`([^`]+)`", r[1]))).split())
         wanted = {parameter for _, parameters in methods.values() for parameter in parameters}
         assert wanted <= set(re.findall(r"`[?&]?(\w+)=?`", row[2])), name
+
+
+def test_control_api_examples():
+    """What curl would send in each example is answered."""
+    lines = [line for block in blocks("console") for line in block.splitlines() if "http://metashim/" in line]
+    assert len(lines) > 5
+    for line in lines:
+        words = iter(shlex.split(line.removeprefix("# ")))
+        method, body, headers, url = b"GET", b"", (), ""
+        for word in words:
+            if word in ("-X", "-d", "-T", "-H", "--unix-socket"):
+                value = next(words)
+                method = value.encode() if word == "-X" else b"PUT" if word == "-T" else method
+                body = value.encode() if word == "-d" else b"{}" if word == "-T" else body
+                if word == "-H":
+                    name, _, given = value.partition(": ")
+                    headers = ((name.lower().encode(), given.encode()),)
+            elif word.startswith("http"):
+                url = word.removeprefix("http://metashim")
+        path, _, query = url.partition("?")
+        request = Request(method, path.encode(), query.encode(), headers, body)
+        answer = asyncio.run(api.Api(Memory()).handle(request))
+        assert answer.status < 300, line
+        assert (answer.parts is not None) == bool(headers), line
 
 
 def test_document_fields():
