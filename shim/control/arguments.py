@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from shim.config import Config
     from shim.control.client import Client
+    from shim.control.live_client import LiveClient
 
     ParamType = click.ParamType[Any]
 else:
@@ -47,6 +48,12 @@ class Session:
         from shim.control.client import Client
 
         return Client(self._socket or self.config().control_socket, timeout)
+
+    def live(self, timeout: float = 30.0) -> LiveClient:
+        """The same, for verbs about sources and keys."""
+        from shim.control.live_client import LiveClient
+
+        return LiveClient(self._socket or self.config().control_socket, timeout)
 
 
 class InstanceType(ParamType):
@@ -273,11 +280,11 @@ def maybe_uuid(text: str | None) -> UUID | None:
         return None
 
 
-def _known(ctx: click.Context, ask: Callable[[Client], list[str]]) -> list[str]:
+def _known(ctx: click.Context, ask: Callable[[LiveClient], list[str]]) -> list[str]:
     """Names for completion; none when the agent does not answer soon."""
     options = ctx.find_root().params
     try:
-        return ask(Session(options.get("config"), options.get("socket")).client(COMPLETION_SECONDS))
+        return ask(Session(options.get("config"), options.get("socket")).live(COMPLETION_SECONDS))
     except MetashimError:
         return []
 

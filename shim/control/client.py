@@ -17,7 +17,6 @@ from uuid import UUID
 
 import msgspec
 
-from shim.control import live_shapes as live
 from shim.control import shapes
 from shim.core.policy import Access, Composition, Family, Tokens
 from shim.errors import (
@@ -43,7 +42,7 @@ _FAMILIES: dict[int, type[MetashimError]] = {
 }
 
 
-_ACCEPT = {"Accept": "application/json"}
+ACCEPT = {"Accept": "application/json"}
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -145,74 +144,25 @@ class Client:
 
     def detach(self, tap: str, netns: str = "") -> None:
         """Take that back."""
-        self._send("DELETE", f"/v1/attachments/{quote(tap, safe='')}{_query(netns=netns)}")
+        self._send("DELETE", f"/v1/attachments/{quote(tap, safe='')}{query(netns=netns)}")
 
     def counters(
         self, instance: UUID | None = None, tap: str | None = None, netns: str = ""
     ) -> list[shapes.CounterView]:
         """The counters of all ports, of one instance's, or of one tap."""
-        where = _query(instance=instance, tap=tap, netns=netns if tap is not None else "")
+        where = query(instance=instance, tap=tap, netns=netns if tap is not None else "")
         return self._get(f"/v1/counters{where}", shapes.CountersView).ports
 
     def events(self, after: int = 0, wait: int = 0) -> shapes.EventsView:
         """Events after a sequence number; waits up to `wait` seconds (at most 30) for one."""
-        return self._get(f"/v1/events{_query(after=after, wait=wait)}", shapes.EventsView, wait)
+        return self._get(f"/v1/events{query(after=after, wait=wait)}", shapes.EventsView, wait)
 
     def audit(
         self, instance: UUID | None = None, after: int | None = None, limit: int = 100, wait: int = 0
     ) -> shapes.AuditView:
         """The last rows of the audit trail, or those after a sequence number, waiting up to `wait` seconds for one."""
-        where = _query(instance=instance, after=after, limit=limit, wait=wait)
+        where = query(instance=instance, after=after, limit=limit, wait=wait)
         return self._get(f"/v1/audit{where}", shapes.AuditView, wait)
-
-    def sources(self, scope: str | None = None, instance: UUID | None = None) -> list[live.SourceView]:
-        """The sources of a scope, of an instance's scopes, or all."""
-        return self._get(f"/v1/sources{_query(scope=scope, instance=instance)}", live.SourcesView).sources
-
-    def source(self, scope: str, name: str) -> live.SourceBodyView:
-        """One source with its body."""
-        return self._get(_source(scope, name), live.SourceBodyView)
-
-    def put_source(
-        self, scope: str, name: str, body: bytes, parameters: Mapping[str, object]
-    ) -> live.SourceWrittenView:
-        """Write a source; `parameters` as the API has them, those that are None left out."""
-        if len(body) > shapes.MAX_BODY:
-            raise InputError(f"the source has {len(body)} bytes", f"at most {shapes.MAX_BODY} are kept")
-        where = _source(scope, name) + _encoded(parameters)
-        return self._call("PUT", where, body, live.SourceWrittenView)
-
-    def delete_source(self, scope: str, name: str) -> None:
-        """Take a source back."""
-        self._send("DELETE", _source(scope, name))
-
-    def preview(self, instance: UUID) -> live.PreviewView:
-        """What an instance would be given as user-data and vendor data now."""
-        return self._get(f"/v1/instances/{instance}/userdata", live.PreviewView)
-
-    def values(self, instance: UUID, prefix: str = "") -> dict[str, live.ValueView]:
-        """The key of that name, or those below it; empty: all."""
-        return self._get(_key(instance, prefix), dict[str, live.ValueView])
-
-    def put_key(
-        self, instance: UUID, key: str, body: bytes, parameters: Mapping[str, object], if_match: str | None = None
-    ) -> live.KeyWrittenView:
-        """Write a key; `parameters` as the API has them. Raises ConflictError if its entity tag is not `if_match`."""
-        if len(body) > shapes.MAX_BODY:
-            raise InputError(f"the value has {len(body)} bytes", f"at most {shapes.MAX_BODY} are kept")
-        where = _key(instance, key) + _encoded(parameters)
-        return self._call("PUT", where, body, live.KeyWrittenView, headers=_condition(if_match))
-
-    def delete_key(self, instance: UUID, key: str, if_match: str | None = None) -> None:
-        """Remove a key. Raises ConflictError if its entity tag is not `if_match`."""
-        self._send("DELETE", _key(instance, key), headers=_condition(if_match))
-
-    def changes(
-        self, after: int = 0, wait: int = 0, instance: UUID | None = None, prefix: str = ""
-    ) -> live.ChangesView:
-        """Changes of keys after a sequence number; waits up to `wait` seconds (at most 30) for one."""
-        where = _query(after=after, wait=wait, instance=instance, prefix=prefix)
-        return self._get(f"/v1/kv/changes{where}", live.ChangesView, wait)
 
     def _get(self, path: str, shape: type[T], wait: float = 0.0) -> T:
         return self._call("GET", path, None, shape, wait)
@@ -224,7 +174,7 @@ class Client:
         body: bytes | None,
         shape: type[T],
         wait: float = 0.0,
-        headers: Mapping[str, str] = _ACCEPT,
+        headers: Mapping[str, str] = ACCEPT,
     ) -> T:
         raw = self._send(method, path, body, wait, headers)
         try:
@@ -241,7 +191,7 @@ class Client:
         path: str,
         body: bytes | None = None,
         wait: float = 0.0,
-        headers: Mapping[str, str] = _ACCEPT,
+        headers: Mapping[str, str] = ACCEPT,
     ) -> bytes:
         connection = _UnixConnection(self._path, self._timeout + wait)
         try:
@@ -258,27 +208,15 @@ class Client:
         return raw
 
 
-def _query(**parameters: object) -> str:
-    return _encoded({key: value for key, value in parameters.items() if value != ""})
+def query(**parameters: object) -> str:
+    """The same, what is empty left out too."""
+    return encoded({key: value for key, value in parameters.items() if value != ""})
 
 
-def _encoded(parameters: Mapping[str, object]) -> str:
+def encoded(parameters: Mapping[str, object]) -> str:
+    """Parameters as an address has them, `?` before; those that are None left out."""
     given = {key: str(value) for key, value in parameters.items() if value is not None}
     return f"?{urlencode(given, quote_via=quote)}" if given else ""
-
-
-def _source(scope: str, name: str) -> str:
-    return f"/v1/sources/{quote(scope, safe='')}/{quote(name, safe='')}"
-
-
-def _key(instance: UUID, key: str) -> str:
-    return f"/v1/instances/{instance}/kv/{quote(key)}"
-
-
-def _condition(if_match: str | None) -> dict[str, str]:
-    if if_match is not None and not (if_match.isascii() and if_match.isprintable()):
-        raise InputError(f"{if_match!r} is no entity tag", "write it as `metashim kv list --json` shows it")
-    return _ACCEPT | ({} if if_match is None else {"If-Match": if_match})
 
 
 def _problem(status: int, raw: bytes) -> MetashimError:

@@ -45,7 +45,7 @@ def get(session: Session, instance: UUID, key: str, as_json: bool) -> None:
     """Print a key's value as it is."""
     from shim.control.live_text import body_of
 
-    found = session.client().values(instance, key).get(key)
+    found = session.live().values(instance, key).get(key)
     if found is None:
         raise NotFoundError(f"{key} is no value: there are keys below it", f"`metashim kv list {instance} {key}`")
     if as_json:
@@ -81,7 +81,7 @@ def set_(
     VALUE is text, @FILE a file's bytes, and - standard input's.
     """
     parameters = readable(once, confirm, until, seconds)
-    written = session.client().put_key(instance, key, _value(value), parameters, if_match)
+    written = session.live().put_key(instance, key, _value(value), parameters, if_match)
     say(as_json, written, f"{key} of {instance}: revision {written.revision}, etag {written.etag}")
 
 
@@ -99,7 +99,7 @@ def _value(text: str) -> bytes:
 @click.pass_obj
 def delete(session: Session, instance: UUID, key: str, if_match: str | None, as_json: bool) -> None:
     """Remove a key."""
-    session.client().delete_key(instance, key, if_match)
+    session.live().delete_key(instance, key, if_match)
     say(as_json, {"instance": instance, "key": key}, f"{key} of {instance} is removed")
 
 
@@ -113,7 +113,7 @@ def list_(session: Session, instance: UUID, prefix: str, as_json: bool) -> None:
 
     With --json their values too.
     """
-    found = session.client().values(instance, prefix)
+    found = session.live().values(instance, prefix)
     show_live(as_json, found, lambda text: text.keys(found))
 
 
@@ -128,7 +128,7 @@ def watch(session: Session, which: tuple[str, ...], everyones: bool, as_json: bo
     Of an instance, or of all; of keys at or below PREFIX.
     """
     instance, prefix = _watched(which, everyones)
-    client = session.client()
+    client = session.live()
     after = client.changes(0, 0, instance, prefix).next
     while True:
         view = client.changes(after, FOLLOW_SECONDS, instance, prefix)

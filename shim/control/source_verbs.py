@@ -43,7 +43,7 @@ def list_(session: Session, instance: UUID | None, scope: str | None, as_json: b
     """Sources in the order of composition: all, or those for an instance."""
     if instance is not None and scope is not None:
         raise click.UsageError("an instance or a --scope?")
-    views = session.client().sources(scope, instance)
+    views = session.live().sources(scope, instance)
     show_live(as_json, {"sources": views}, lambda text: text.sources(views))
 
 
@@ -91,7 +91,7 @@ def add(
         "merge": merge,
         "template": "true" if template else None,
     }
-    written = session.client().put_source(scope, name, body, parameters)
+    written = session.live().put_source(scope, name, body, parameters)
     words = f"{scope}/{name}: revision {written.source.revision}, {written.source.bytes} bytes"
     say(as_json, written, words if written.created else f"{words}, in the place of the former")
     for problem in written.problems:
@@ -139,7 +139,7 @@ def _problem(error: Exception) -> str:
 @click.pass_obj
 def remove(session: Session, scope: str, name: str, as_json: bool) -> None:
     """Take a source back."""
-    session.client().delete_source(scope, name)
+    session.live().delete_source(scope, name)
     say(as_json, {"scope": scope, "name": name}, f"{scope}/{name} is removed")
 
 
@@ -152,7 +152,7 @@ def show(session: Session, scope: str, name: str, as_json: bool) -> None:
     """Print a source as it was written."""
     from shim.control.live_text import body_of
 
-    found = session.client().source(scope, name)
+    found = session.live().source(scope, name)
     if as_json:
         print_json(found)
     else:
@@ -170,7 +170,7 @@ def preview(session: Session, instance: UUID, vendor: bool, as_json: bool) -> No
     Parts as they are sent, the sources of each key of the merged cloud-config, and what is wrong. Nothing is used up
     by it.
     """
-    view = session.client().preview(instance)
+    view = session.live().preview(instance)
     show_live(as_json, view, lambda text: text.preview(view, vendor))
 
 

@@ -17,6 +17,7 @@ import pytest
 from shim.control import kv_resources
 from shim.control.api import MAX_BODY, Api
 from shim.control.client import Client
+from shim.control.live_client import LiveClient
 from shim.core.kv import etag
 from shim.core.policy import Access, Composition, Family, Policy, Tokens
 from shim.errors import (
@@ -69,10 +70,10 @@ def memory() -> Memory:
 
 
 @pytest.fixture(params=[Host, own_server], ids=["plain", "own"])
-def client(request: pytest.FixtureRequest, tmp_path: Path, memory: Memory) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, tmp_path: Path, memory: Memory) -> Iterator[LiveClient]:
     path = tmp_path / "control.sock"
     with request.param(path, memory):
-        yield Client(path, 5)
+        yield LiveClient(path, 5)
 
 
 def test_a_round_trip_of_everything(client: Client, memory: Memory) -> None:
@@ -101,7 +102,7 @@ def test_a_round_trip_of_everything(client: Client, memory: Memory) -> None:
     assert client.events(7, 2).events == [] and memory.waited == [2]
 
 
-def test_a_round_trip_of_sources_keys_and_switches(client: Client, memory: Memory) -> None:
+def test_a_round_trip_of_sources_keys_and_switches(client: LiveClient, memory: Memory) -> None:
     scope, every = "image:a/b?c#d&e=%2F+", bytes(range(256))
     written = client.put_source(scope, "s", every, {"order": 3, "merge": "", "template": "true", "until": None})
     assert (written.created, written.source.scope, written.source.merge) == (True, scope, "")
@@ -139,7 +140,7 @@ def test_a_round_trip_of_sources_keys_and_switches(client: Client, memory: Memor
     assert client.audit(after=0, limit=1).rows[0].what == "source put"
 
 
-def test_what_is_far_too_large_is_not_sent(client: Client, memory: Memory) -> None:
+def test_what_is_far_too_large_is_not_sent(client: LiveClient, memory: Memory) -> None:
     with pytest.raises(InputError, match=str(MAX_BODY + 1)):
         client.put_source("host", "x", b" " * (MAX_BODY + 1), {})
     with pytest.raises(InputError, match=str(MAX_BODY + 1)):
@@ -179,7 +180,7 @@ def test_a_stream_comes_as_it_happens_and_outlives_the_server_s_patience(
         with subprocess.Popen([*stream, "http://metashim/v1/kv/changes?prefix=guest"], stdout=subprocess.PIPE) as child:
             assert child.stdout
             assert [child.stdout.readline() for _ in range(4)] == [b": changes\n", b"\n", b":\n", b"\n"]
-            Client(tmp_path / "s", 5).put_key(TWO, "guest/x", b"1", {})
+            LiveClient(tmp_path / "s", 5).put_key(TWO, "guest/x", b"1", {})
             while (line := child.stdout.readline()) in (b":\n", b"\n"):
                 pass
             assert line == b"id: 1\n" and b'"key":"guest/x"' in child.stdout.readline()
