@@ -20,70 +20,36 @@ be told with a status ends in a reset, so that nobody takes a part of a message 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Hashable
-from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
-from shim.core.exchange import Parts, Pending, Receipt, Request, Response
+from shim.core.exchange import Request
+from shim.http.answering import Answering, C
 from shim.http.incoming import Incoming
-from shim.http.line import Line, State
-from shim.http.outgoing import Outgoing
+from shim.http.line import State
 from shim.http.parse import Connection, Event, Malformed, Phase, Received
-from shim.http.receipt import Delivery
-from shim.http.serialize import CONTINUE, body_sent, ends_with_connection, error_response, render
+from shim.http.serialize import CONTINUE, error_response, render
 
 if TYPE_CHECKING:
     from shim.http.server import Server
 
-C = TypeVar("C", bound=Hashable)
-
 READ_AHEAD = 16_384
 # Requests that one peer gets answered before the others have their turn.
 TURN = 16
-# nginx's, for the log alone: the peer, or the server, ended the connection before there was an answer.
-GIVEN_UP = 499
 
 # Reaching an enum's member by its class takes 0.1 µs (Python 3.11), and a request goes by here ten times.
 _READING = State.READING
 _IDLE = Phase.IDLE
 
 
-class Channel(Line, Generic[C]):
-    """See above. `caller` and `key` are set by the server's welcome, before a byte is read."""
+class Channel(Answering[C]):
+    """See above."""
 
-    __slots__ = (
-        "_asked",
-        "_begun",
-        "_incoming",
-        "_outgoing",
-        "_parser",
-        "_phase",
-        "_progress",
-        "_server",
-        "_task",
-        "caller",
-        "key",
-    )
-
-    caller: C
-    key: Hashable
+    __slots__ = ("_parser",)
 
     def __init__(self, server: Server[C]) -> None:
-        super().__init__(server.clock, server.limits.drain_seconds, server.outbox)
-        self._server = server
+        super().__init__(server)
         self._parser = Connection(server.heads)
-        # What the deadline is for; None when a request has come since it was set.
-        self._phase: Phase | None = Phase.IDLE
-        # The request that is being answered, and since when.
-        self._asked: Received | None = None
-        self._begun = 0.0
-        # Its body, while that is still arriving, with the bytes that came since the deadline was set.
-        self._incoming: Incoming | None = None
-        self._progress = 0
-        # Its response, while parts of it are still to be sent.
-        self._outgoing: Outgoing | Delivery | None = None
-        self._task: asyncio.Future[Any] | Pending | Delivery | None = None
 
     # What asyncio calls.
 
@@ -134,7 +100,7 @@ class Channel(Line, Generic[C]):
     def refuse(self, status: int, reason: str) -> None:
         """Answer without asking the handler, and end."""
         answer = error_response(status, reason)
-        self._write(render(answer, head=False, keep_alive=False, http10=False))
+        self._write(render(answer, False, False, False))
         self._tell(status, len(answer.body))
         self._linger()
 
@@ -208,108 +174,9 @@ class Channel(Line, Generic[C]):
         else:
             self.reset()
 
-    def _answer(self, asked: Received) -> None:
-        self._server.stats.requests += 1
-        self._phase = None
-        self._asked = asked
-        self._begun = self._now()
-        request = self._open_body(asked.request) if asked.streamed else asked.request
-        if request is None:
-            return
-        try:
-            answer = self._server.handler(self.caller, request)
-            if not isinstance(answer, Response):
-                self._expect(asked, answer)
-                return
-        except Exception as error:  # noqa: BLE001 - the boundary of one request
-            answer = self._server.fail(asked.request.method, error)
-        self._send(asked, answer)
-
-    def _expect(self, asked: Received, answer: Pending | Awaitable[Response]) -> None:
-        if isinstance(answer, Pending):
-            if answer.response is not None:  # not by `then`, which would take turns within turns
-                self._send(asked, answer.response)
-                return
-            self._await_response()
-            self._task = answer
-            answer.then(partial(self._arrived, asked))
-            return
-        task = asyncio.ensure_future(answer)
-        self._await_response()
-        self._task = task
-        task.add_done_callback(partial(self._answered, asked))
-
-    def _await_response(self) -> None:
-        self._state = State.ANSWERING
-        self.deadline = inf
-        if self._incoming is not None:
-            self._set_deadline()
-
-    def _answered(self, asked: Received, task: asyncio.Future[Response]) -> None:
-        try:
-            answer = task.result()
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as in _answer
-            if self._state is not State.ANSWERING:
-                return  # it was given up, by us
-            answer = self._server.fail(asked.request.method, error)
-        self._arrived(asked, answer)
-
-    def _arrived(self, asked: Received, answer: Response) -> None:
-        self._task = None
-        if self._state is not State.ANSWERING:
-            self._server.discard(answer)
-            return
-        self._send(asked, answer)
-        self._take_turn()
-
-    def _send(self, asked: Received, response: Response) -> None:
-        try:
-            last = not asked.keep_alive or response.close or self._server.draining or self._incoming is not None
-            last = last or (asked.http10 and ends_with_connection(response))
-            data = render(response, head=asked.head_only, keep_alive=not last, http10=asked.http10)
-        except Exception as error:  # noqa: BLE001 - the boundary of one request
-            self._server.discard(response)
-            last = True
-            response = self._server.fail(asked.request.method, error)
-            data = render(response, head=asked.head_only, keep_alive=False, http10=asked.http10)
-        if response.receipt is not None and self._deliver(asked, response, response.receipt, data, last):
-            return
-        if last or response.parts is not None:
-            self._write(data)
-        else:
-            self._hold(data)
-        if response.parts is None:
-            size = len(response.body) if body_sent(response, asked.head_only) else 0
-            self._tell(response.status, size, response.backend)
-            self._go_after(last)
-        elif body_sent(response, asked.head_only):
-            self._stream(response, response.parts, asked.http10, last)
-        else:
-            self._server.discard(response)
-            self._tell(response.status, 0, response.backend)
-            self._go_after(last)
-
-    def _go_after(self, last: bool) -> None:
-        """A response was written."""
-        if last:
-            self._finish()
-        elif self._write_full:
-            self._transport.pause_reading()
-            self._state = State.BLOCKED
-            self.deadline = self._now() + self._drain_seconds
-        else:
-            self._state = _READING
-
-    def _tell(self, status: int, body_bytes: int, backend: str = "") -> None:
-        """One request is over, for who observes."""
-        asked, self._asked = self._asked, None
-        if self._server.observe is not None:
-            self._server.report(self.caller, asked, status, body_bytes, self._begun, backend)
-
     # Bodies in parts.
 
     def _open_body(self, asked: Request) -> Request | None:
-        """The request with its body's parts to come. None if it was malformed already."""
         incoming = self._incoming = Incoming(self._parser, self._transport, self._set_deadline)
         if not self._hand_on(incoming, 0):
             return None
@@ -331,70 +198,6 @@ class Channel(Line, Generic[C]):
             self._set_deadline()
         return True
 
-    def _stream(self, response: Response, parts: Parts, http10: bool, last: bool) -> None:
-        self._state = State.STREAMING
-        self._outgoing = Outgoing(response, parts, http10=http10, last=last)
-        if self._write_full:
-            self._outgoing.pause()
-        self._task = self._outgoing.start(self._transport.write, self._streamed)
-        self._set_deadline()
-
-    def _streamed(self, outgoing: Outgoing, error: BaseException | None) -> None:
-        if error is not None:
-            self._server.discard(outgoing.response)
-        if self._state is not State.STREAMING:
-            return  # it was given up, by us
-        if error is not None:
-            self._server.fail_late(error)
-            self.reset()
-            return
-        self._sent(outgoing)
-
-    # A body whose last byte is held back.
-
-    def _deliver(self, asked: Received, response: Response, receipt: Receipt, data: bytes, last: bool) -> bool:
-        """Send all but the last byte. False if there is none: it is to be sent as any other."""
-        if not response.body or not body_sent(response, asked.head_only):
-            self._server.tell(receipt, False)
-            return False
-        self._state = State.STREAMING
-        self._task = self._outgoing = delivery = Delivery(response, receipt, self._transport, last=last)
-        self._write(data[:-1])
-        self._server.keep(delivery.start(self._set_deadline, self._delivered))
-        self._set_deadline()
-        return True
-
-    def _delivered(self, delivery: Delivery, error: BaseException | None) -> None:
-        if not delivery.whole and self._state is State.STREAMING:
-            if error is not None:
-                self._server.fail_late(error)
-            self.reset()  # after which it is certain whether the last byte went out
-        self._server.tell(delivery.receipt, delivery.whole)
-        if self._state is State.STREAMING:
-            self._sent(delivery)
-
-    def _sent(self, outgoing: Outgoing | Delivery) -> None:
-        self._task = self._outgoing = None
-        self._tell(outgoing.response.status, outgoing.sent, outgoing.response.backend)
-        self._go_after(outgoing.last)
-        self._take_turn()
-
-    def _waits_for_body(self) -> bool:
-        return self._incoming is not None and not self._waits_for_reader()
-
-    def _waits_for_reader(self) -> bool:
-        return self._outgoing is not None and self._outgoing.waits_for_reader
-
-    def _set_deadline(self) -> None:
-        """For the peer to read, or to send its body, while its request is answered."""
-        self._progress = 0
-        if self._waits_for_reader():
-            self.deadline = self._now() + self._drain_seconds
-        elif self._incoming is not None and self._transport.is_reading():
-            self.deadline = self._now() + self._server.limits.body_seconds
-        else:
-            self.deadline = inf
-
     # Its end.
 
     def _finish(self) -> None:
@@ -402,16 +205,3 @@ class Channel(Line, Generic[C]):
             self._linger()
         else:
             self._close()
-
-    def _give_up(self) -> None:
-        if self._outgoing is not None:
-            self._tell(self._outgoing.response.status, self._outgoing.sent, self._outgoing.response.backend)
-            self._outgoing = None
-        elif self._asked is not None:
-            self._tell(GIVEN_UP, 0)
-        if self._incoming is not None:
-            self._incoming.cut_off()
-            self._incoming = None
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import httptools
 
@@ -33,6 +34,7 @@ _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
 # Eighteen digits fit in 63 bits in every language a backend may be written in.
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _NEVER = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n")
+_SHORT_LINE = 96
 _ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 
 
@@ -130,6 +132,16 @@ def _read_headers(block: bytes, limits: Limits) -> Headers:
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes]:
+    return _read_short_field(line) if len(line) <= _SHORT_LINE else _split_field(line)
+
+
+@lru_cache(maxsize=256)
+def _read_short_field(line: bytes) -> tuple[bytes, bytes]:
+    """Remembered: the clients of many guests send the same lines, and who waits for long keeps its request's."""
+    return _split_field(line)
+
+
+def _split_field(line: bytes) -> tuple[bytes, bytes]:
     if line[:1] in (b" ", b"\t"):
         raise Refused(400, "folded header line")
     name, colon, value = line.partition(b":")

@@ -67,9 +67,11 @@ class Line(asyncio.Protocol):
         if len(self._held) + len(data) > HELD_BYTES:
             self._write(data)
             return
-        if not self._held:
+        if self._held:
+            self._held += data
+        else:
+            self._held = data
             self._outbox.post(self)
-        self._held += data
 
     def _write(self, data: bytes) -> None:
         """Write now, after what was held back."""

@@ -17,7 +17,7 @@ class Outgoing:
     waits_for_reader  whether it is for the peer to take what was written
     """
 
-    __slots__ = ("_chunked", "_parts", "_room", "_write", "last", "response", "sent", "waits_for_reader")
+    __slots__ = ("_chunked", "_done", "_parts", "_room", "_write", "last", "response", "sent", "waits_for_reader")
 
     def __init__(self, response: Response, parts: Parts, *, http10: bool, last: bool) -> None:
         self.response = response
@@ -35,10 +35,9 @@ class Outgoing:
     ) -> asyncio.Task[None]:
         """Send by `write`; then `done` is called with what went wrong, if anything did."""
         self._write = write
+        self._done = done
         task = asyncio.ensure_future(self._run())
-        task.add_done_callback(
-            lambda task: done(self, asyncio.CancelledError() if task.cancelled() else task.exception())
-        )
+        task.add_done_callback(self._ended)
         return task
 
     def pause(self) -> None:
@@ -50,6 +49,9 @@ class Outgoing:
         self.waits_for_reader = False
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._done(self, asyncio.CancelledError() if task.cancelled() else task.exception())
 
     async def _run(self) -> None:
         await self._room_made()

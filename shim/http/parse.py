@@ -122,7 +122,8 @@ class Connection:
         self._blank_line_skipped = False
         self._head: Head | None = None
         self._body: Body | None = None
-        self._collected = bytearray()
+        # Of a small body; none is kept while a connection waits.
+        self._collected: bytes | bytearray = b""
         self._streaming = False
         self._over = False
 
@@ -168,6 +169,7 @@ class Connection:
             return received
         self._head = head
         self._body = self._expected(head)
+        self._collected = bytearray()
         return Continue() if head.expect_continue else self._next_body(head, self._body)
 
     def _expected(self, head: Head) -> Body:
@@ -227,12 +229,12 @@ class Connection:
         if not part:
             self._forget_body()
             return End()
-        self._collected.clear()
+        self._collected = b""
         return Part(part)
 
     def _forget_body(self) -> None:
         self._head = self._body = None
-        self._collected.clear()
+        self._collected = b""
         self._streaming = False
 
 

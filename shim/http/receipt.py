@@ -69,6 +69,7 @@ class Delivery:
         "_before",
         "_byte",
         "_ended",
+        "_over",
         "_posted",
         "_socket",
         "_transport",
@@ -105,10 +106,9 @@ class Delivery:
         with what went wrong on our side, if anything did. It is not called before the receipt's commit has ended.
         """
         self._turned = turned
+        self._over = over
         task = asyncio.ensure_future(self._run())
-        task.add_done_callback(
-            lambda task: over(self, asyncio.CancelledError() if task.cancelled() else task.exception())
-        )
+        task.add_done_callback(self._came_to_its_end)
         return task
 
     def cancel(self) -> None:
@@ -123,6 +123,9 @@ class Delivery:
 
     def resume(self) -> None:
         """It is not full any more."""
+
+    def _came_to_its_end(self, task: asyncio.Task[None]) -> None:
+        self._over(self, asyncio.CancelledError() if task.cancelled() else task.exception())
 
     async def _run(self) -> None:
         if not await self._until(self._is_taken):

@@ -26,7 +26,7 @@ _ALLOW = b", ".join(sorted(METHODS))
 _RETRY_AFTER = b"1"
 
 
-def render(response: Response, *, head: bool, keep_alive: bool, http10: bool) -> bytes:
+def render(response: Response, head: bool, keep_alive: bool, http10: bool) -> bytes:
     """The response to one request, ready to be sent; of one in parts, what comes before them. RFC 9112, 6.
 
     `head`: it answers a HEAD, so its body is not sent but its length is told, if it is known; a handler

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple
 
 from shim.core.exchange import Pending, Receipt, Request, Response
-from shim.http.channel import C, Channel
+from shim.http.answering import C
+from shim.http.channel import Channel
 from shim.http.limits import Limits
 from shim.http.outbox import Outbox
 from shim.http.parse import Heads, Phase, Received
