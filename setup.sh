@@ -35,6 +35,8 @@ forbid_services() {
 
 disable_services() {
     local service
+    # Its own switch: its services then do nothing, whoever enables them.
+    [[ " $* " != *" cloud-init "* ]] || touch /etc/cloud/cloud-init.disabled
     for service in haproxy nginx; do
         [[ " $* " == *" $service "* ]] || continue
         if command -v systemctl >/dev/null; then

@@ -53,6 +53,12 @@ def _isolation() -> list[Figure]:
     return isolation.measure()
 
 
+def _watch() -> list[Figure]:
+    from bench import watch
+
+    return watch.measure()
+
+
 def _scale(wanted: set[str]) -> Row:
     from bench import scale
 
@@ -65,6 +71,7 @@ ROWS: dict[str, Row] = {
     "requests": _requests,
     "forward": _forward,
     "isolation": _isolation,
+    "watch": _watch,
 }
 SCALED = ("toggle", "enrol", "memory")
 """Measured together, as all need the same many ports."""

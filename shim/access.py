@@ -36,9 +36,13 @@ _OPENSTACK = {
     )
 }  # fmt: skip
 _GCE = {name.encode(): f"gce/{name}" for name in ("instance", "project", "oslogin", "universe")}
+_OWN = {
+    name.encode(): f"metashim/{name}"
+    for name in ("meta-data", "user-data", "vendor-data", "sources", "kv", "confirm", "ready", "lock")
+}
 OTHER = "other"
-_WHOLE = ("root", "ec2", "ec2/token", "openstack", "openstack/content", "gce", OTHER)
-PATH_CLASSES = frozenset({*_WHOLE, *_EC2.values(), *_OPENSTACK.values(), *_GCE.values()})
+_WHOLE = ("root", "ec2", "ec2/token", "openstack", "openstack/content", "gce", "metashim", OTHER)
+PATH_CLASSES = frozenset({*_WHOLE, *_EC2.values(), *_OPENSTACK.values(), *_GCE.values(), *_OWN.values()})
 
 _REMEMBERED_PATH = 256  # bytes; what is longer is not worth the memory
 _FAMILIES = {Family.V4: "4", Family.V6: "6"}
@@ -65,6 +69,8 @@ def _classify(path: bytes) -> str:
         return _OPENSTACK.get(third, OTHER) if third else "openstack"
     if first == b"computeMetadata":
         return _GCE.get(third, OTHER) if third else "gce"
+    if first == b"metashim":
+        return _OWN.get(third, OTHER) if third else "metashim"
     if not _EC2_VERSION.fullmatch(first):
         return OTHER
     if second == b"api" and third == b"token":

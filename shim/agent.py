@@ -7,8 +7,6 @@ kernel outlives it; nothing that a guest sends reaches it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import gc
 import logging
 import os
@@ -16,8 +14,9 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from pyroute2 import AsyncIPRoute
@@ -27,32 +26,48 @@ from shim.config import Config
 from shim.control.api import MAX_BODY, Api
 from shim.control.shapes import Ailment
 from shim.core.address import parse_address
-from shim.core.exchange import Request
+from shim.core.exchange import Request, Response
 from shim.core.policy import Policy
 from shim.core.port import Port, Slots
 from shim.core.verdict import Event
 from shim.enrolment import Enrolment
-from shim.errors import ConflictError, KernelError
+from shim.errors import KernelError
 from shim.feed import Entry, Task
-from shim.host import control_group, default_policy, notify, proxy_user, tables_of, unix_socket
+from shim.held import feed_entry
+from shim.host import (
+    alone,
+    control_group,
+    default_policy,
+    kv_limits,
+    notify,
+    operator_of,
+    proxy_user,
+    tables_of,
+    unix_socket,
+)
 from shim.http.limits import Limits
 from shim.http.server import Server
 from shim.identity.alias import Alias
 from shim.identity.file import StaticFile
 from shim.identity.operator import Operator
 from shim.identity.resolve import Resolver, Source
-from shim.journal import Journal
+from shim.journal import Changes, Journal
 from shim.kernel import Kernel
 from shim.kernel import teardown as remove_kernel_side
 from shim.metadata.store import Store
 from shim.netlink import gateway as gateways
 from shim.netlink.links import ALL, Links
 from shim.netlink.nftables import Watch
-from shim.operations import AgentOperations, feed_entry
+from shim.operations import AgentOperations
+from shim.policies import end_overdue
 from shim.rounds import Rounds
 from shim.signing import Signing
 from shim.usage import Ledger
 from shim.workers import Workers, running
+from shim.writes import Writes
+
+if TYPE_CHECKING:
+    from shim.directory import Directory
 
 log = logging.getLogger("shim.agent")
 
@@ -65,23 +80,9 @@ CONTROL_LIMITS = Limits(
 def run(config: Config) -> int:
     """Runs the agent until it is told to stop; the exit status. Raises MetashimError when it cannot start."""
     logs.setup(config.log.level)
-    with _alone(config):
+    with alone(config):
         asyncio.run(_main(config))
     return 0
-
-
-@contextlib.contextmanager
-def _alone(config: Config) -> Iterator[None]:
-    """Holds the lock that makes this the only agent of its name."""
-    if os.geteuid() != 0:
-        raise KernelError("the agent needs root", "it loads programs into the kernel: use sudo or systemd")
-    Path(config.host.run_dir).mkdir(parents=True, exist_ok=True, mode=0o755)
-    with config.lock.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConflictError(f"an agent runs already (it holds {config.lock})", "stop it first") from None
-        yield
 
 
 async def _main(config: Config) -> None:
@@ -125,9 +126,11 @@ class Agent:
         self._tasks: list[asyncio.Task[None]] = []
         self._uid, self._gid = proxy_user(config)
         self._journal = Journal(time.time)
+        self._changes = Changes(time.time)
         self._kernel = Kernel(config, route)
         self._store = Store(config.store, self._gid)
         self._policies: dict[UUID, Policy] = self._store.policies()
+        end_overdue(self._store, self._policies, time.time())
         self._default = default_policy(config)
         self._links = Links(lambda ifindex, undone: self._rounds.wake(ifindex, undone))
         self._resolver = Resolver(_sources(config, self._store))
@@ -136,11 +139,14 @@ class Agent:
         self._workers = Workers(
             config.proxy.workers, self._uid, config.feed_socket, self._listen, self._worker_task, self._feed_table,
             Ledger(config.proxy.workers, self._owner, addresses), self._worker_failed,
+            lambda *asked: self._writes.hear(*asked), lambda reader: self._writes.gone(reader),
         )  # fmt: skip
         self._signing = Signing(config.token_keys, time.time, self._workers.keys)
         self._enrolment: Enrolment
         self._rounds: Rounds
         self._operations: AgentOperations
+        self._writes: Writes
+        self._directory: Directory | None = None
 
     def _wire(self) -> None:
         """What needs to know the datapath, which is chosen as it is opened."""
@@ -154,7 +160,11 @@ class Agent:
         )
         self._operations = AgentOperations(
             self._config, self._store, self._kernel, self._enrolment, self._resolver, self._workers, self._journal,
-            self._policies, self._default, self._signing, self._ailments,
+            self._changes, self._policies, self._default, self._signing, self._ailments, (self._uid, self._gid),
+        )  # fmt: skip
+        self._writes = Writes(
+            self._config.store, self._store.unspent, self._enrolment.port_of, kv_limits(self._config),
+            self._operations.writing, self._operations.written, time.monotonic,
         )  # fmt: skip
 
     def _policy_of(self, instance: UUID | None) -> Policy:
@@ -181,6 +191,9 @@ class Agent:
         self._watch_events()
         self._signing.turn()
         self._tasks.append(asyncio.ensure_future(self._signing.run()))
+        self._tasks.append(asyncio.ensure_future(self._writes.run()))
+        self._operations.plan_all()
+        self._watch_directory()
         await self._workers.start()
         await self._serve_operators()
         await self._serve_metrics()
@@ -263,6 +276,8 @@ class Agent:
             forward=self._config.forward,
             nova=self._config.nova,
             http=self._config.http,
+            sources=self._config.sources,
+            kv=self._config.kv,
         )
 
     def _worker_failed(self, text: str) -> None:
@@ -275,6 +290,17 @@ class Agent:
             await Watch(tables_of(self._config), lambda: self._rounds.wake(ALL, True)).run()
         except OSError as error:
             log.warning("changes of nftables are not heard of (%s): audits see them later", error)
+
+    def _watch_directory(self) -> None:
+        path = self._config.sources.directory
+        if not path:
+            return
+        from shim.directory import Directory  # as much as it takes, for those who have one
+
+        known = [one for one in self._store.sources() if one.origin == "directory"]
+        self._directory = directory = Directory(Path(path), self._operations.apply_directory, known)
+        self._operations.freed = directory.wake
+        self._tasks.append(asyncio.ensure_future(directory.run()))
 
     def _watch_events(self) -> None:
         asyncio.get_running_loop().add_reader(self._kernel.datapath.fd, self._note_events)
@@ -297,11 +323,11 @@ class Agent:
     async def _serve_operators(self) -> None:
         api = Api(self._operations)
 
-        def handle(caller: str, request: Request) -> object:
-            return api.handle(request)
+        def handle(who: str, request: Request) -> Awaitable[Response]:
+            return api.handle(request, who)
 
         self._control = Server[str](
-            handle, CONTROL_LIMITS, lambda peer, own: "operator", limit_key=lambda caller: caller  # type: ignore[arg-type]
+            handle, CONTROL_LIMITS, lambda peer, own: operator_of(peer[1]), limit_key=lambda who: "operators"
         )
         self._config.control_socket.unlink(missing_ok=True)  # whatever it is: the folder is ours
         await self._control.serve([unix_socket(self._config.control_socket, control_group(self._config))])
@@ -337,6 +363,8 @@ class Agent:
             found.append(Ailment("tokens", str(trouble), trouble.hint))
         found += self._operations.misrouted()
         found += self._operations.down()
+        if self._directory is not None:
+            found += [Ailment("sources", what, hint) for what, hint in self._directory.faults]
         if self._metrics_trouble:
             found.append(Ailment("metrics", self._metrics_trouble, "free it, then start the agent again"))
         found += [
@@ -363,7 +391,7 @@ def _sources(config: Config, store: Store) -> list[Source]:
 
 def teardown(config: Config) -> None:
     """Removes all that any run put into the kernel, and the run folder. The store stays. Raises KernelError."""
-    with _alone(config):
+    with alone(config):
         end_workers(config)
         asyncio.run(_teardown(config))
     shutil.rmtree(config.host.run_dir, ignore_errors=True)

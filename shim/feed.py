@@ -1,10 +1,10 @@
 """What the agent and the proxy's workers say to each other: JSON lines over a Unix socket. PURE.
 
-Agent to worker: Keys and Table (the whole, at first), Put, Gone, Finish. Worker to agent: Hello, Done (a Table,
-Put, Gone or Keys of that `number` is in force), Load, Totals, Usage, Backends. What is counted is told as sums since
-the worker began, so that nothing is lost with a message. The worker parses what guests send, so the agent believes
-none of it: its messages are bounded, carry numbers and the names of what is configured, and one text, why an address
-of a backend is not well.
+Agent to worker: Keys and Table (the whole, at first), Put, Gone, Changed, Told, Finish. Worker to agent: Hello, Done (a
+Table, Put, Gone, Keys or Changed of that `number` is in force), Asked, Load, Totals, Usage, Backends. What is counted
+is told as sums since the worker began, so that nothing is lost with a message. The worker parses what guests send, so
+the agent believes none of it: its messages are bounded, carry numbers and the names of what is configured, one text,
+why an address of a backend is not well, and what a guest asks to have written (shim.core.ask), as opaque bytes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
+from shim.core.ask import Ask, Outcome
 from shim.http.limits import Limits
-from shim.settings import Forward, Http, Nova
+from shim.settings import Forward, Http, Kv, Nova, Sources
 
-LINE_BYTES = 1 << 16
-"""The longest line a worker may send."""
+LINE_BYTES = 1 << 19
+"""The longest line a worker may send: that of a value of 256 KiB, in base64."""
 
-PROTOCOL = 2
+PROTOCOL = 3
 """What this version speaks. A worker of another one, which a former agent left, is ended and another one started."""
 
 CODES = ("2xx", "3xx", "4xx", "5xx", "other")
@@ -62,10 +63,15 @@ class Task(msgspec.Struct, frozen=True):
     forward: Forward
     nova: Nova
     http: Http
+    sources: Sources
+    kv: Kv
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """Whose a slot is, and what it may do; access, tokens and routes as in shim.core.policy."""
+    """Whose a slot is, and what it may do; access, tokens, routes and composition as in shim.core.policy.
+
+    `closed` is by operators and by the guest. `until` is when it is disabled (Unix seconds), `on_read` whether the
+    agent is to be told when it has read its user-data."""
 
     slot: int
     generation: int
@@ -76,6 +82,10 @@ class Entry(msgspec.Struct, frozen=True):
     routes: tuple[tuple[str, str], ...] | None = None
     project: str = ""
     address: str = ""
+    composition: str | None = None
+    closed: tuple[str, ...] = ()
+    until: float | None = None
+    on_read: bool = False
 
 
 class Table(msgspec.Struct, frozen=True, tag=True):
@@ -107,6 +117,19 @@ class Keys(msgspec.Struct, frozen=True, tag=True):
     keys: tuple[tuple[int, bytes], ...]
 
 
+class Changed(msgspec.Struct, frozen=True, tag=True):
+    """The store has changed: look what did."""
+
+    number: int
+
+
+class Told(msgspec.Struct, frozen=True, tag=True):
+    """What became of an Asked of that number, of this worker's."""
+
+    number: int
+    outcome: Outcome
+
+
 class Finish(msgspec.Struct, frozen=True, tag=True):
     """Accept no more, end what is begun within `grace` seconds, then exit."""
 
@@ -124,6 +147,15 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     """The message of that number is in force."""
 
     number: int
+
+
+class Asked(msgspec.Struct, frozen=True, tag=True):
+    """What the guest of a slot asks to have written."""
+
+    number: Number
+    slot: Number
+    generation: Number
+    ask: Ask
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -165,8 +197,8 @@ class Backends(msgspec.Struct, frozen=True, tag=True):
     addresses: Annotated[list[AddressHealth], Meta(max_length=64)]
 
 
-ToWorker = Table | Put | Gone | Keys | Finish
-ToAgent = Hello | Done | Load | Totals | Usage | Backends
+ToWorker = Table | Put | Gone | Keys | Changed | Told | Finish
+ToAgent = Hello | Done | Asked | Load | Totals | Usage | Backends
 
 _encoder = msgspec.json.Encoder()
 _to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import grp
 import os
 import pwd
 import socket
 import subprocess
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pyroute2 import AsyncIPRoute
 
 from shim.config import Config
+from shim.core.kv import KvLimits
 from shim.core.policy import Access, Policy
 from shim.datapath import abi, compile, guard_rules, nft_rules
 from shim.datapath.base import Datapath
 from shim.datapath.ebpf import RULES, Ebpf
 from shim.datapath.guard import Guard
 from shim.datapath.nft import Nft, ruleset
-from shim.errors import ConfigError, KernelError
+from shim.errors import ConfigError, ConflictError, KernelError
 from shim.netlink import gateway as gateways
 from shim.netlink.nflog import NfLog
 from shim.netlink.nftables import Nftables
@@ -40,6 +43,34 @@ def notify(state: str) -> None:
     if path:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
             sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+@contextlib.contextmanager
+def alone(config: Config) -> Iterator[None]:
+    """Holds the lock that makes this the only one who changes what an agent of this name has. Raises ConflictError."""
+    if os.geteuid() != 0:
+        raise KernelError("this needs root", "use sudo, or systemd for the agent")
+    Path(config.host.run_dir).mkdir(parents=True, exist_ok=True, mode=0o755)
+    with config.lock.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(f"an agent runs already (it holds {config.lock})", "stop it first") from None
+        yield
+
+
+def kv_limits(config: Config) -> KvLimits:
+    """What each instance's guest may keep and write."""
+    kv = config.kv
+    return KvLimits(kv.keys, kv.value_bytes, kv.total_bytes, kv.writes_per_second)
+
+
+def operator_of(uid: int) -> str:
+    """Who speaks on the control socket, in a few words."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
 
 
 def gateway_of(config: Config) -> gateways.Gateway:

@@ -1,47 +1,119 @@
-"""What happened lately: a bounded list that operators can follow."""
+"""What happened lately: bounded lists that operators can follow."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
+from shim.control.live_shapes import ChangesView, ChangeView
 from shim.control.shapes import EventsView, EventView
 
 KEPT = 1000
+CHANGES_KEPT = 4096
+
+
+class _Numbered(Protocol):
+    @property
+    def seq(self) -> int: ...
+
+
+N = TypeVar("N", bound=_Numbered)
+
+
+class Recent(Generic[N]):
+    """The last things of a kind, numbered from 1."""
+
+    def __init__(self, kept: int) -> None:
+        self._kept: deque[N] = deque(maxlen=kept)
+        self._news = asyncio.Event()
+        self.last = 0
+        """The number of the last one."""
+        self.missed = 0
+        """How many were gone before those who follow asked."""
+
+    def add(self, make: Callable[[int], N]) -> None:
+        """Adds what `make` makes of its number."""
+        self.last += 1
+        self._kept.append(make(self.last))
+        self._news.set()
+
+    async def after(self, seq: int, wait: float, match: Callable[[N], bool] = lambda one: True) -> tuple[list[N], int]:
+        """Those above `seq` that match, or the first that come within `wait` seconds; and how many of any were gone."""
+        if seq > self.last:  # from before a restart
+            seq = 0
+        deadline = asyncio.get_running_loop().time() + wait
+        while True:
+            found = [one for one in self._kept if one.seq > seq and match(one)]
+            left = deadline - asyncio.get_running_loop().time()
+            if found or left <= 0:
+                break
+            self._news = asyncio.Event() if self._news.is_set() else self._news
+            try:
+                await asyncio.wait_for(self._news.wait(), left)
+            except TimeoutError:
+                pass
+        oldest = self._kept[0].seq if self._kept else self.last + 1
+        missed = max(oldest - seq - 1, 0)
+        self.missed += missed if seq else 0
+        return found, missed
 
 
 class Journal:
-    """The last events, numbered from 1. `clock` gives Unix seconds."""
+    """The last events. `clock` gives Unix seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._events: deque[EventView] = deque(maxlen=KEPT)
-        self._last = 0
-        self._news = asyncio.Event()
-        self.missed = 0
+        self._events: Recent[EventView] = Recent(KEPT)
+
+    @property
+    def missed(self) -> int:
         """Events that were gone before those who follow them asked."""
+        return self._events.missed
 
     def note(
         self, kind: str, text: str, *, tap: str = "", netns: str = "", instance: UUID | None = None, reason: str = ""
     ) -> None:
         """Adds an event; kinds as of EventView."""
-        self._last += 1
-        self._events.append(EventView(self._last, self._clock(), kind, text, tap, netns, instance, reason))
-        self._news.set()
+        now = self._clock()
+        self._events.add(lambda seq: EventView(seq, now, kind, text, tap, netns, instance, reason))
 
     async def after(self, seq: int, wait: float) -> EventsView:
         """The events above `seq`, or the first that come within `wait` seconds."""
-        if seq > self._last:  # from before a restart
-            seq = 0
-        if seq == self._last and wait > 0:
-            self._news.clear()
-            try:
-                await asyncio.wait_for(self._news.wait(), wait)
-            except TimeoutError:
-                pass
-        found = [event for event in self._events if event.seq > seq]
-        missed = found[0].seq - seq - 1 if found else 0
-        self.missed += missed if seq else 0
-        return EventsView(found, self._last, missed)
+        found, missed = await self._events.after(seq, wait)
+        return EventsView(found, self._events.last, missed if found else 0)
+
+
+class Changes:
+    """The last changes of keys. `clock` gives Unix seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._changes: Recent[ChangeView] = Recent(CHANGES_KEPT)
+
+    @property
+    def last(self) -> int:
+        """The number of the last one."""
+        return self._changes.last
+
+    def put(self, instance: UUID, key: str, etag: str, size: int) -> None:
+        """A key was written."""
+        now = self._clock()
+        self._changes.add(lambda seq: ChangeView(seq, now, instance, key, "put", etag, size))
+
+    def deleted(self, instance: UUID, key: str) -> None:
+        """A key was removed, or used up."""
+        now = self._clock()
+        self._changes.add(lambda seq: ChangeView(seq, now, instance, key, "delete"))
+
+    async def after(self, seq: int, wait: float, instance: UUID | None, prefix: str) -> ChangesView:
+        """Those above `seq` of an instance (None: of all) at or below a prefix (empty: all); see Recent.after."""
+
+        def match(one: ChangeView) -> bool:
+            here = not prefix or one.key == prefix or one.key.startswith(prefix + "/")
+            return here and (instance is None or one.instance == instance)
+
+        found, missed = await self._changes.after(seq, wait, match)
+        return ChangesView(found, self._changes.last, missed)

@@ -25,20 +25,20 @@ import uvloop
 
 from shim import access, feed, log, privilege
 from shim.access import AccessLog
+from shim.asks import Asks
 from shim.backends import Backends
+from shim.catalog import Catalog
 from shim.core.exchange import Caller, Request, Response, Subject
-from shim.core.policy import Access, Policy, Tokens
-from shim.errors import StoreError
+from shim.core.policy import Access, Auto, Composition, Policy, Tokens
+from shim.embedded import Embedded
 from shim.forward.allowance import Allowance, Concurrency
-from shim.forward.embedded import Embedded
 from shim.forward.identify import Entry, Table
 from shim.forward.routes import Routes
 from shim.forward.subjects import Subjects
 from shim.forward.token import Keys
 from shim.http.server import Server
-from shim.metadata.document import Document
-from shim.metadata.faces import respond
 from shim.metadata.reader import Reader
+from shim.overlay import Overlay
 from shim.service import Service
 from shim.tally import Tally
 
@@ -58,6 +58,9 @@ class Worker:
         self.finished = asyncio.Event()
         self._task = task
         self._reader = Reader(Path(task.store))
+        self._catalog = Catalog(self._reader, task.sources.composition, task.sources.limit_bytes)
+        self._asks = Asks()
+        self._embedded = Embedded(self._catalog, self._asks, self._still, task.limits.body_bytes)
         self._tally = Tally()
         self._access = AccessLog(access.sink(), task.access_rate)
         self._backends = backends
@@ -77,26 +80,19 @@ class Worker:
             Allowance(task.request_rate, task.request_burst),
             Concurrency(task.forward.requests_per_instance),
             Subjects(self._reader.version, self._documented),
-            Embedded(self._reader.version, self._render),
+            self._embedded,
             self._backends.open(),
+            Overlay(self._catalog, self._embedded.hand),
         )
+
+    def _still(self, caller: Caller, path: bytes) -> Entry | Response:
+        return self._service.still(caller, path)
 
     def _admit(self, peer: tuple[str, int] | None, own: tuple[str, int] | None) -> Caller | None:
         return self.table.caller(peer[0]) if peer else None  # None: it has left already
 
-    def _document(self, instance: UUID) -> Document:
-        try:
-            _, document = self._reader.document(instance)
-        except StoreError as error:
-            logger.error("%s", error)
-            raise
-        return document or Document()
-
-    def _render(self, instance: UUID, request: Request) -> Response:
-        return respond(instance, self._document(instance), request)
-
     def _documented(self, instance: UUID) -> Subject:
-        document = self._document(instance)
+        document = self._catalog.document(instance)
         return Subject(instance, document.project_id or "", document.address or "")
 
     def _observe(
@@ -117,15 +113,20 @@ class Worker:
             gone = self.table.replace(map(_entry, message.entries))
             self._forget(gone)
             for entry in message.entries:
-                self._end_refused(entry)
+                self._changed(entry)
+            self._embedded.changed()  # who knows what was written while there was no agent to say so
         elif isinstance(message, feed.Put):
             self.table.put(_entry(message.entry))
-            self._end_refused(message.entry)
+            self._changed(message.entry)
         elif isinstance(message, feed.Gone):
             self.table.remove(message.slot, message.generation)
             self._forget(frozenset({(message.slot, message.generation)}))
         elif isinstance(message, feed.Keys):
             self._service.keys = Keys(message.keys)
+        elif isinstance(message, feed.Changed):
+            self._embedded.changed()
+        elif isinstance(message, feed.Told):
+            self._asks.told(message)
         else:
             self.finish(message.grace)
 
@@ -135,6 +136,10 @@ class Worker:
         for slot, generation in owners:
             self._tally.forget(slot, generation)
             self._access.forget(slot)
+
+    def _changed(self, entry: feed.Entry) -> None:
+        self._end_refused(entry)
+        self._embedded.recheck(_entry(entry))
 
     def _end_refused(self, entry: feed.Entry) -> None:
         """Ends the connections over the families that the kernel refuses, and those of a former owner."""
@@ -172,17 +177,19 @@ class Worker:
         self._feed = writer
         try:
             writer.write(feed.encode(feed.Hello(os.getpid(), feed.PROTOCOL)))
+            self._asks.connected(writer.write)
             report = asyncio.ensure_future(self._report(writer))
             try:
                 while line := await reader.readline():
                     message = feed.read_from_agent(line)
                     self.take(message)
-                    if not isinstance(message, feed.Finish):
+                    if not isinstance(message, feed.Finish | feed.Told):
                         writer.write(feed.encode(feed.Done(message.number)))
             finally:
                 report.cancel()
         finally:
             self._feed = None
+            self._asks.disconnected()
             writer.close()
 
     async def _report(self, writer: asyncio.StreamWriter) -> None:
@@ -216,7 +223,13 @@ class Worker:
 
 def _policy(entry: feed.Entry) -> Policy:
     tokens = Tokens(entry.tokens) if entry.tokens is not None else None
-    return Policy(Access(entry.v4), Access(entry.v6), tokens=tokens, routes=entry.routes)
+    composition = Composition(entry.composition) if entry.composition is not None else None
+    # How it is disabled then, and when it is ready, is the agent's to know.
+    auto = Auto(until=entry.until, on_read=entry.on_read) if entry.on_read or entry.until is not None else None
+    return Policy(
+        Access(entry.v4), Access(entry.v6), tokens=tokens, routes=entry.routes, composition=composition,
+        closed=entry.closed, auto=auto,
+    )  # fmt: skip
 
 
 def _entry(entry: feed.Entry) -> Entry:

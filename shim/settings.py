@@ -374,7 +374,7 @@ class Sources(Section, frozen=True):
     ] = ""
     composition: Annotated[
         Literal["merged", "vendor"],
-        Meta(description="`merged`: all sources as user-data; `vendor`: the document's own, the others as vendor data."),
+        Meta(description="`merged`: all sources are user-data; `vendor`: the document's is, others vendor data."),
     ] = "merged"
     limit_bytes: Annotated[
         int,
@@ -387,7 +387,7 @@ class Kv(Section, frozen=True):
 
     keys: Annotated[int, Meta(ge=0, le=100000, description="Keys that a guest may keep; 0: it may not write.")] = 256
     value_bytes: Annotated[
-        int, Meta(ge=1, le=262144, description="The longest value that a guest may write; `proxy.body_bytes` limits too.")
+        int, Meta(ge=1, le=262144, description="The longest value that a guest may write, within `proxy.body_bytes`.")
     ] = 262144
     total_bytes: Annotated[
         int, Meta(ge=1, le=16777216, description="Bytes of all keys and values that a guest may keep.")

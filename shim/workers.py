@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -57,7 +58,9 @@ class Worker:
 
 class Workers:
     """`listen` makes listening sockets, `task` what a worker is started with given their descriptors, `table` is
-    the whole table as of now, `ledger` keeps what they count. `failed` is told of a worker that ended unasked."""
+    the whole table as of now, `ledger` keeps what they count. `failed` is told of a worker that ended unasked, `asked`
+    of what guests ask (through which connection of a worker, what, how to answer), `left` of such a connection's end.
+    """
 
     def __init__(
         self,
@@ -69,6 +72,8 @@ class Workers:
         table: Callable[[], list[feed.Entry]],
         ledger: Ledger,
         failed: Callable[[str], None],
+        asked: Callable[[object, feed.Asked, Callable[[feed.Told], None]], None],
+        left: Callable[[object], None],
     ) -> None:
         self.all = [Worker(number) for number in range(count)]
         self._uid = uid
@@ -78,6 +83,8 @@ class Workers:
         self._table = table
         self.ledger = ledger
         self._failed = failed
+        self._asked = asked
+        self._left = left
         self._sockets: list[socket.socket] = []
         self._keys: tuple[tuple[int, bytes], ...] = ()
         self._number = 0
@@ -191,7 +198,7 @@ class Workers:
             self._send(worker, feed.Table(self._next(), self._table()))
             worker.known.set()
             while (line := await reader.readline()) and worker.pid == pid:  # a successor's place is not spoken for
-                await self._hear(worker, feed.read_from_worker(line))
+                await self._hear(worker, writer, feed.read_from_worker(line))
         except OSError as error:
             log.warning("the feed of a worker broke: %s", type(error).__name__)
         except ValueError as error:  # nothing of ours speaks so
@@ -202,13 +209,16 @@ class Workers:
                 worker.writer = None
                 async with worker.progress:
                     worker.progress.notify_all()
+            self._left(writer)
             writer.close()
 
-    async def _hear(self, worker: Worker, message: feed.ToAgent) -> None:
+    async def _hear(self, worker: Worker, writer: asyncio.StreamWriter, message: feed.ToAgent) -> None:
         if isinstance(message, feed.Done):
             worker.done = message.number
             async with worker.progress:
                 worker.progress.notify_all()
+        elif isinstance(message, feed.Asked):
+            self._asked(writer, message, partial(self._answer, worker, writer))
         elif isinstance(message, feed.Load):
             worker.connections, worker.requests = message.connections, message.requests
             self.ledger.hear(worker.number, message)
@@ -229,6 +239,15 @@ class Workers:
             log.warning("worker %d (pid %d) does not listen: ending it", worker.number, worker.pid)
             _kill(worker.pid, signal.SIGKILL)
 
+    def _answer(self, worker: Worker, writer: asyncio.StreamWriter, message: feed.Told) -> None:
+        """To the very connection that asked: the next one's questions have the same numbers."""
+        if worker.writer is writer:
+            self._send(worker, message)
+
+    def changed(self) -> int:
+        """Tells all workers that the store changed."""
+        return self._tell(feed.Changed(self._next()))
+
     def put(self, entry: feed.Entry) -> int:
         """Tells all workers of a slot's entry; the number to `settled` for."""
         return self._tell(feed.Put(self._next(), entry))
@@ -243,7 +262,7 @@ class Workers:
         self._keys = ring
         return self._tell(feed.Keys(self._next(), ring))
 
-    def _tell(self, message: feed.Put | feed.Gone | feed.Keys) -> int:
+    def _tell(self, message: feed.Put | feed.Gone | feed.Keys | feed.Changed) -> int:
         for worker in self.all:
             self._send(worker, message)
         return message.number

@@ -29,6 +29,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "keys": (
         "/latest/meta-data/public-keys",
         "/computeMetadata/v1/instance/attributes/ssh-keys",
+        "/computeMetadata/v1/instance/attributes/sshKeys",
         "/openstack/latest/meta_data.json",
     ),
     "kv": ("/metashim/v1/kv", "/computeMetadata/v1/instance/guest-attributes"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 from uuid import UUID
 
@@ -76,6 +77,20 @@ class Response(msgspec.Struct, frozen=True):
     length: int | None = None
     backend: str = ""
     receipt: Receipt | None = None
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    """What a face makes of a request.
+
+    etag    of the representation, without quotes; empty where there is none (errors)
+    claims  items (Source.item, Value.item) that this answer uses up when it is read
+    until   Unix seconds from when on it no longer is the answer
+    """
+
+    response: Response
+    etag: str = ""
+    claims: tuple[str, ...] = ()
+    until: float = inf
 
 
 class Pending:

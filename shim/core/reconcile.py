@@ -95,4 +95,5 @@ def closing(before: Policy, after: Policy) -> Policy:
         return old if opens else new
 
     tokens = after.tokens if after.tokens is Tokens.REQUIRED else before.tokens
-    return replace(before, v4=of(before.v4, after.v4), v6=of(before.v6, after.v6), tokens=tokens)
+    closed = tuple(dict.fromkeys((*before.closed, *after.closed)))
+    return replace(before, v4=of(before.v4, after.v4), v6=of(before.v6, after.v6), tokens=tokens, closed=closed)

@@ -74,7 +74,7 @@ def parse_scope(text: str) -> Scope:
             pass
     if kind == "instance":
         return Scope(kind, str(parse_instance(value)))
-    fits = kind == "tag" and bool(re.match(r"[^=]+=", value)) or kind in ("project", "image")
+    fits = (kind == "tag" and bool(re.match(r"[^=]+=", value))) or kind in ("project", "image")
     if (kind == "host" and not colon) or (fits and _VALUE.fullmatch(value)):
         return Scope(kind, value)
     raise ValueError(

@@ -34,3 +34,12 @@ class Freshness:
         changed = version != self._seen
         self._seen = version
         return changed
+
+    @property
+    def version(self) -> Hashable:
+        """The version as of the last look."""
+        return self._seen
+
+    def doubt(self) -> None:
+        """Look at the store the next time, however soon that is."""
+        self._check_at = float("-inf")

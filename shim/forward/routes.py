@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from shim.core.exchange import Response
 from shim.core.policy import Routes as Own
+from shim.settings import EMBEDDED
 
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 # In a decoded path: `//`, a segment of one or two dots (parameters after `;` not counted), `\`, an escape, a control.
@@ -23,6 +24,9 @@ _AMBIGUOUS = re.compile(rb"/(?:\.{0,2}(?:;|/)|\.{1,2}\Z)|\\|%[0-9A-Fa-f]{2}|[\x0
 _TEXT = ((b"content-type", b"text/plain"),)
 REFUSED = Response(400, _TEXT, b"ambiguous path\n")
 NO_ROUTE = Response(404, _TEXT, b"not found\n")
+
+OWN = b"/metashim"
+"""Of metashim's own face, which no other backend has: embedded, unless a route says otherwise."""
 
 _MEMO = 2048
 _MEMO_BYTES = 256  # of a path; longer ones are rare, and a guest could fill the memory with them
@@ -52,14 +56,16 @@ def _decoded(escape: re.Match[bytes]) -> bytes:
 @lru_cache(maxsize=1024)
 def compiled(routes: Own) -> dict[bytes, str]:
     """Backends by decoded prefix. Raises ValueError, which names the prefix, if one cannot be or is there twice."""
-    table: dict[bytes, str] = {}
+    table: dict[bytes, str] = {OWN: EMBEDDED}
+    given = set()
     for prefix, backend in routes:
         try:
             path = decode(prefix.encode())
         except ValueError as error:
             raise ValueError(f"{prefix!r}: {error}") from None
-        if path in table:
+        if path in given:
             raise ValueError(f"{prefix!r}: this prefix is there twice")
+        given.add(path)
         table[path] = backend
     return table
 
@@ -79,7 +85,7 @@ class Routes:
         key = path, own
         known = self._known.get(key)
         if known is None:
-            known = _find(path, self._host if own is None else compiled(own))
+            known = find(path, self._host if own is None else compiled(own))
             if len(path) <= _MEMO_BYTES:
                 if len(self._known) >= _MEMO:
                     del self._known[next(iter(self._known))]
@@ -87,7 +93,8 @@ class Routes:
         return known
 
 
-def _find(path: bytes, table: dict[bytes, str]) -> str | Response:
+def find(path: bytes, table: dict[bytes, str]) -> str | Response:
+    """The backend of a path's longest prefix in a table as `compiled` makes it, or what the guest gets instead."""
     try:
         prefix = decode(path)
     except ValueError:

@@ -27,7 +27,7 @@ def respond(view: View, request: Request) -> Rendered:
         return _respond(view, request)
     if request.method == b"HEAD":
         rendered = _respond(view, request)
-        return _nothing_used(rendered) if rendered.claims else rendered
+        return nothing_used(rendered) if rendered.claims else rendered
     return Rendered(gce.flavored(_NOT_ALLOWED) if gce.is_below(request.path) else _NOT_ALLOWED)
 
 
@@ -49,6 +49,7 @@ def _respond(view: View, request: Request) -> Rendered:
     return answer(view, ec2.find(view, segments))
 
 
-def _nothing_used(rendered: Rendered) -> Rendered:
+def nothing_used(rendered: Rendered) -> Rendered:
+    """A HEAD's answer of what a GET would use up: its head alone."""
     response = replace(rendered.response, body=b"", length=len(rendered.response.body))
     return replace(rendered, response=response, claims=())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ from shim.metadata.schema import (
 BUSY_SECONDS = 2.0
 """How long a write waits for another process's. The agent is alone, so this is for an operator's sqlite3."""
 PRUNE_EVERY = 1024
+
+
+class _Undone(Exception):
+    """Ends what was only tried out."""
 
 
 class StoreFile(Reading):
@@ -114,6 +118,13 @@ class StoreFile(Reading):
             except BaseException:
                 self._undo_part()
                 raise
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """To try out what may be written: whatever the block writes is not kept."""
+        with suppress(_Undone), self.savepoint():
+            yield
+            raise _Undone
 
     def _must_be_open(self) -> None:
         """A disk that is full, or broken, may have ended the transaction: what follows must not be kept without what

@@ -66,17 +66,22 @@ class SourceStore(StoreFile):
         with explained(self.path):
             return [source_of(row) for row in rows]
 
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """How many sources there are, and the bytes of all of them, by scope (Scope.text)."""
+        rows = self._read("SELECT scope, count(*), sum(length(body)) FROM sources GROUP BY scope")
+        return {scope: (count, size) for scope, count, size in rows}
+
     def replace_directory(self, sources: Iterable[Source]) -> Replaced:
         """Let these be all sources of origin `directory`. One that is as it was keeps its revision, and what was used
         up of it. Raises InputError for one that cannot be, or that is given twice; then nothing was changed."""
         wanted = _by_key(sources)
         with self.transaction():
             before = {(one.scope, one.name): one for one in self.sources()}
-            ours = {key for key, one in before.items() if one.origin == DIRECTORY}
+            ours = {key: one for key, one in before.items() if one.origin == DIRECTORY}
             held = [one for key, one in wanted.items() if key in before and key not in ours]
             added = [one for key, one in wanted.items() if key not in before]
-            changed = [wanted[key] for key in ours & wanted.keys() if not _same(before[key], wanted[key])]
-            removed = ours - wanted.keys()
+            changed = [one for key, one in wanted.items() if key in ours and not _same(ours[key], one)]
+            removed = [key for key in ours if key not in wanted]
             for scope, name in removed:
                 self.delete_source(scope, name)
             for source in (*added, *changed):

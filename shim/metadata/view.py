@@ -10,28 +10,14 @@ from functools import cached_property
 from math import inf
 from uuid import UUID
 
-import msgspec
-
 from shim.core.closure import is_closed, prefixes
-from shim.core.exchange import Response
+from shim.core.exchange import Rendered
 from shim.core.kv import Value
 from shim.core.policy import Composition
 from shim.core.source import Source, in_order
 from shim.metadata.document import Document
 
-
-class Rendered(msgspec.Struct, frozen=True):
-    """What a face makes of a request.
-
-    etag    of the representation, without quotes; empty where there is none (errors)
-    claims  items (Source.item, Value.item) that this answer uses up when it is read
-    until   Unix seconds from when on it no longer is the answer
-    """
-
-    response: Response
-    etag: str = ""
-    claims: tuple[str, ...] = ()
-    until: float = inf
+__all__ = ["Rendered", "View"]
 
 
 class View:

@@ -296,4 +296,5 @@ class TestCommand:
         with pytest.raises(SystemExit):
             command.main(["--only", "packets,nonsense"])
         said = capsys.readouterr().err
-        assert "nonsense: the rows are packets, path, requests, forward, isolation, toggle, enrol, memory" in said
+        rows = "packets, path, requests, forward, isolation, watch, toggle, enrol, memory"
+        assert f"nonsense: the rows are {rows}" in said

@@ -132,6 +132,13 @@ BAD = [
     ("http.headers", '{"x-metashim-signature" = "5"}'),
     ("http.health_path", '"x"'),
     ("http.health_path", '"/a b"'),
+    ("sources.directory", '"sources.d"'),
+    ("sources.composition", '"both"'),
+    ("sources.limit_bytes", "100"),
+    ("kv.keys", "-1"),
+    ("kv.value_bytes", "262145"),
+    ("kv.total_bytes", "0"),
+    ("kv.writes_per_second", "0"),
     ("metrics.listen", '"http://0.0.0.0:9478"'),
     ("metrics.listen", '"https://127.0.0.1:9478"'),
     ("metrics.listen", '"9478"'),
@@ -234,7 +241,7 @@ def test_load_says_which_file(tmp_path: Path) -> None:
 
 def test_settings_describe_every_field_once() -> None:
     found = settings()
-    assert len({s.name for s in found}) == len(found) == 50
+    assert len({s.name for s in found}) == len(found) == 57
     assert all(s.sentence.endswith(".") and s.type and s.default for s in found)
     ports = next(s for s in found if s.name == "datapath.max_ports")
     assert (ports.type, ports.default) == ("number 1 to 65535", "4096")

@@ -69,8 +69,9 @@ class Host:
         )  # fmt: skip
         ledger = Ledger(2, self.owner, {"nova": ["http://a:1"], "http": ["unix:/b"]})
         self.workers = Workers(
-            2, 0, Path("/none"), list, lambda fds: None, list, ledger, lambda text: None  # type: ignore
-        )
+            2, 0, Path("/none"), list, lambda fds: None, list, ledger, lambda text: None,  # type: ignore
+            lambda *asked: None, lambda reader: None,
+        )  # fmt: skip
         self.metrics = Metrics(
             self.datapath, self.enrolment, self.workers, self.journal, lambda: self.ailments,
             instances=instances, clock=self.clock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +21,14 @@ from shim.datapath import abi
 from shim.datapath.fake import Fake
 from shim.enrolment import Enrolment
 from shim.errors import InputError, KernelError
+from shim.held import feed_entry
 from shim.identity.alias import Alias
 from shim.identity.resolve import Resolver
-from shim.journal import Journal
+from shim.journal import Changes, Journal
 from shim.keys import Ring
 from shim.metadata.store import Store
 from shim.netlink.links import Link
-from shim.operations import AgentOperations, feed_entry
+from shim.operations import AgentOperations
 from shim.signing import Signing
 from shim.usage import Ledger
 
@@ -45,6 +47,10 @@ class Workers:
 
     def put(self, entry: feed.Entry) -> int:
         self.told.append(("put", entry.tokens))
+        return len(self.told)
+
+    def changed(self) -> int:
+        self.told.append(("changed", None))
         return len(self.told)
 
     def keys(self, ring: Ring) -> int:
@@ -74,7 +80,7 @@ class Host:
         self.workers = Workers(Ledger(1, lambda slot, generation: ONE, {"nova": config.nova.addresses}))
         self.datapath = Sick(SETTINGS, lambda: 0)
         self.policies = self.store.policies()
-        self.journal = Journal(lambda: 0.0)
+        self.journal, self.changes = Journal(lambda: 0.0), Changes(lambda: 0.0)
         links = {1: Link(1, "tap1", f"metashim:{ONE}/p")}
         resolver = Resolver([Alias()])
         self.enrolment = Enrolment(
@@ -84,8 +90,8 @@ class Host:
         signing = Signing(folder / "token.keys", lambda: 1e9, self.workers.keys)
         kernel = SimpleNamespace(datapath=self.datapath, fallback="")
         self.operations = AgentOperations(
-            config, self.store, kernel, self.enrolment, resolver, self.workers, self.journal, self.policies,
-            Policy(), signing, list,
+            config, self.store, kernel, self.enrolment, resolver, self.workers, self.journal, self.changes,
+            self.policies, Policy(), signing, list, (os.getuid(), os.getgid()),
         )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -109,12 +115,13 @@ def tell(tmp_path: Path) -> Iterator[Callable[..., None]]:
 
 Tell = Callable[..., None]
 URLS = ("http://10.0.0.1:8775", "http://10.0.0.2:8775")
+WHO = "root (uid 0)"
 REQUIRED = PolicyChange(tokens=Tokens.REQUIRED)
 
 
 def test_workers_are_told_all_of_a_port(tell: Tell) -> None:
     async def story(host: Host) -> None:
-        await host.operations.set_policy(ONE, PolicyChange(tokens=Tokens.OFF, routes=(("/", "nova"),)))
+        await host.operations.set_policy(ONE, PolicyChange(tokens=Tokens.OFF, routes=(("/", "nova"),)), who=WHO)
         entry = feed_entry(host.enrolment.ports[1])
         assert entry == feed.Entry(1, 1, ONE, "open", "open", "off", (("/", "nova"),), "p", "")
         assert feed.read_from_agent(feed.encode(feed.Put(3, entry))) == feed.Put(3, entry)
@@ -128,14 +135,14 @@ def test_required_before_it_is_kept_and_let_go_after(tell: Tell, tmp_path: Path)
         put = host.store.put_policy
         host.store.put_policy = lambda i, p: (kept.append(("kept", p.tokens)), put(i, p))[1]  # type: ignore[method-assign]
         host.workers.told = kept
-        view = await host.operations.set_policy(ONE, REQUIRED)
+        view = await host.operations.set_policy(ONE, REQUIRED, who=WHO)
         assert (view.tokens, view.own_tokens, view.own_routes) == ("required", True, False)
         # The commit follows the first "settled": nothing is kept that is not in force.
         assert [told for told in kept if told[0] != "settled"] == [
             ("kept", Tokens.REQUIRED), ("put", "required"), ("put", "required")
         ]  # fmt: skip
         kept.clear()
-        await host.operations.set_policy(ONE, PolicyChange(tokens=None))
+        await host.operations.set_policy(ONE, PolicyChange(tokens=None), who=WHO)
         assert [told for told in kept if told[0] != "settled"] == [("kept", None), ("put", "required"), ("put", None)]
         assert kept[-1][0] == "settled", "a verb returns when every worker does as told"
 
@@ -144,10 +151,10 @@ def test_required_before_it_is_kept_and_let_go_after(tell: Tell, tmp_path: Path)
 
 def test_what_the_kernel_refuses_is_taken_back(tell: Tell) -> None:
     async def story(host: Host) -> None:
-        await host.operations.set_policy(ONE, REQUIRED)
+        await host.operations.set_policy(ONE, REQUIRED, who=WHO)
         host.datapath.refuses = lambda policy: policy.v4 is Access.DROP
         with pytest.raises(KernelError):
-            await host.operations.set_policy(ONE, PolicyChange(Access.DROP, tokens=None))
+            await host.operations.set_policy(ONE, PolicyChange(Access.DROP, tokens=None), who=WHO)
         assert host.policies[ONE] == Policy(tokens=Tokens.REQUIRED) == host.store.policies()[ONE]
         assert host.workers.told[-2] == ("put", "required")
 
@@ -158,8 +165,8 @@ def test_a_policy_is_kept_whole_over_a_restart(tell: Tell) -> None:
     change = PolicyChange(tokens=Tokens.OPTIONAL, routes=(("/", "nova"), ("/latest", "embedded")))
 
     async def story(host: Host) -> None:
-        await host.operations.set_policy(ONE, change)
-        await host.operations.set_policy(ONE, PolicyChange(Access.FORBID, hop_limit=3))
+        await host.operations.set_policy(ONE, change, who=WHO)
+        await host.operations.set_policy(ONE, PolicyChange(Access.FORBID, hop_limit=3), who=WHO)
         (event,) = (await host.journal.after(1, 0)).events
         assert event.text == (
             "IPv4 403, IPv6 403, hop limit 3, tokens optional, routes / nova, /latest embedded"
@@ -177,7 +184,8 @@ def test_a_policy_is_kept_whole_over_a_restart(tell: Tell) -> None:
 def test_a_backend_that_is_not_set_up_is_not_routed_to(tell: Tell) -> None:
     async def story(host: Host) -> None:
         with pytest.raises(InputError, match="the backend http is not set up") as caught:
-            await host.operations.set_policy(ONE, PolicyChange(Access.DROP, routes=(("/", "embedded"), ("/a", "http"))))
+            change = PolicyChange(Access.DROP, routes=(("/", "embedded"), ("/a", "http")))
+            await host.operations.set_policy(ONE, change, who=WHO)
         assert "http.addresses" in caught.value.hint
         assert host.policies == {} == host.store.policies()
         assert host.operations.misrouted() == []
@@ -187,13 +195,13 @@ def test_a_backend_that_is_not_set_up_is_not_routed_to(tell: Tell) -> None:
 
 def test_routes_to_a_backend_that_was_taken_away_are_an_ailment(tell: Tell) -> None:
     async def story(host: Host) -> None:
-        await host.operations.set_policy(ONE, PolicyChange(routes=(("/", "nova"),)))
+        await host.operations.set_policy(ONE, PolicyChange(routes=(("/", "nova"),)), who=WHO)
 
     async def without(host: Host) -> None:
         (ailment,) = host.operations.misrouted()
         assert str(ONE) in ailment.what and "nova" in ailment.what and "--default" in ailment.hint
-        await host.operations.set_policy(ONE, PolicyChange(Access.RESET))
-        await host.operations.set_policy(ONE, PolicyChange(routes=None))
+        await host.operations.set_policy(ONE, PolicyChange(Access.RESET), who=WHO)
+        await host.operations.set_policy(ONE, PolicyChange(routes=None), who=WHO)
         assert host.operations.misrouted() == []
 
     tell(story)
@@ -235,7 +243,7 @@ def test_the_host_s_own_are_shown_where_an_instance_has_none(tell: Tell) -> None
 
 def test_who_asks_without_tokens(tell: Tell) -> None:
     async def story(host: Host) -> None:
-        await host.operations.set_policy(TWO, PolicyChange(tokens=Tokens.OFF))
+        await host.operations.set_policy(TWO, PolicyChange(tokens=Tokens.OFF), who=WHO)
         counts = dict.fromkeys(feed.COUNTS, 0) | dict(zip(feed.TOKENS, (3, 2, 1), strict=True))
         host.workers.ledger.hear(0, feed.Usage([(1, 1, tuple(counts.values()))]))
         view = await host.operations.tokens()
@@ -250,9 +258,9 @@ def test_who_asks_without_tokens(tell: Tell) -> None:
 
 def test_keys_are_changed_when_every_worker_knows(tell: Tell) -> None:
     async def story(host: Host) -> None:
-        view = await host.operations.rotate_keys(drop=False)
+        view = await host.operations.rotate_keys(drop=False, who=WHO)
         assert (view.keys, view.begins_seconds) == (2, 60.0)
-        view = await host.operations.rotate_keys(drop=True)
+        view = await host.operations.rotate_keys(drop=True, who=WHO)
         assert (view.keys, view.begins_seconds) == (1, 0.0)
         assert [what for what, _ in host.workers.told] == ["keys", "settled"] * 2
         (_, rings), (_, number) = host.workers.told[2:]

@@ -41,7 +41,7 @@ class Scene:
             Allowance(1, burst),
             Concurrency(2),
             Subjects(lambda: 1, Subject),
-            lambda caller, request: OURS,
+            lambda caller, entry, request: OURS,
             {"http": self.backend},
             clock=lambda: self.time,
             now=lambda: NOW,

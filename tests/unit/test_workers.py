@@ -49,7 +49,7 @@ def tell(folder: Path, story: Story, hello: dict[str, int]) -> None:
         (folder / "worker0.pid").write_text(f"{child.pid} {_began(child.pid)}")
         workers = Workers(
             1, os.getuid(), path, list, lambda fds: None, lambda: [ENTRY],  # type: ignore[arg-type, return-value]
-            Ledger(1, lambda *_: None, {}), lambda text: None,
+            Ledger(1, lambda *_: None, {}), lambda text: None, lambda *asked: None, lambda reader: None,
         )  # fmt: skip
         workers.keys((KEY,))
         try:

@@ -1,0 +1,140 @@
+"""Answers that use something up, or that end something, once they have arrived: see docs/live.md, "Reading, once".
+
+    Claimant ──Claim──▶ agent ──lease──▶ the answer, all but its last byte ──Spend──▶ agent ──▶ the last byte
+                                                     └── the connection breaks ──Release──▶ agent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from shim.asks import Asks
+from shim.core.ask import Claim, Outcome, Read, Release, Spend
+from shim.core.closure import TOPICS, fold
+from shim.core.exchange import Caller, Pending, Rendered, Request, Response
+from shim.forward.routes import decode
+from shim.forward.unavailable import unavailable
+from shim.settings import EMBEDDED
+
+CLAIMS_TRIED = 5
+"""Times that a reader who came too late looks at what is left, before it is told to come again."""
+
+_UNAVAILABLE = unavailable(EMBEDDED)
+_GONE = Response(410, ((b"content-type", b"text/plain"),), b"it was read already\n", backend=EMBEDDED)
+_USER_DATA = frozenset(path for path in TOPICS["user-data"] if path.endswith(("user-data", "user_data")))
+
+
+def is_user_data(request: Request, response: Response) -> bool:
+    """Whether this answers a GET of user-data, on any face."""
+    if request.method != b"GET" or response.status != 200:
+        return False
+    try:
+        return fold(decode(request.path).decode()) in _USER_DATA
+    except ValueError:
+        return False
+
+
+class Reading:
+    """The receipt of user-data whose being read ends the instance's access: the agent is told."""
+
+    def __init__(self, asks: Asks, caller: Caller) -> None:
+        self._asks = asks
+        self._caller = caller
+
+    async def commit(self) -> bool:
+        """Nothing is used up by it."""
+        return True
+
+    def done(self, whole: bool) -> None:
+        """It has arrived, or has not."""
+        if whole:
+            self._asks.post(self._caller, Read())
+
+
+class OneShot:
+    """The receipt of an answer with items under a lease. `inner` is told too."""
+
+    def __init__(self, asks: Asks, caller: Caller, lease: int, items: tuple[str, ...], inner: Reading | None) -> None:
+        self._asks = asks
+        self._caller = caller
+        self._lease = lease
+        self._items = items
+        self._inner = inner
+
+    async def commit(self) -> bool:
+        """Have them count as read. Should the agent die meanwhile, the next one is asked."""
+        outcome = await self._asks.answered(self._caller, Spend(self._lease, self._items))
+        return outcome.fate == "done"
+
+    def done(self, whole: bool) -> None:
+        """The lease is over."""
+        if not whole:
+            self._asks.post(self._caller, Release(self._lease, self._items))
+        elif self._inner is not None:
+            self._inner.done(True)
+
+
+class Claimant:
+    """One who asks for what can be read once.
+
+    evaluate  what it gets now, after a look at the store: a Response where it may not have it any more
+    deliver   makes its answer of what is left, where that uses nothing up
+    """
+
+    __slots__ = ("_asks", "_caller", "_deliver", "_evaluate", "_gone", "_reading", "_tried", "pending")
+
+    def __init__(
+        self,
+        asks: Asks,
+        caller: Caller,
+        evaluate: Callable[[], Rendered | Response],
+        deliver: Callable[[Rendered], Response | Pending],
+        reading: Reading | None,
+    ) -> None:
+        self._asks = asks
+        self._caller = caller
+        self._evaluate = evaluate
+        self._deliver = deliver
+        self._reading = reading
+        self._tried = 0
+        self._gone = False
+        self.pending = Pending()
+        self.pending.when_over(self._leave)
+
+    def claim(self, rendered: Rendered) -> Pending:
+        """Its answer, once the agent says that nobody else has what `rendered` uses up."""
+        self._tried += 1
+        self._asks.ask(self._caller, Claim(rendered.claims), lambda outcome: self._told(rendered, outcome))
+        return self.pending
+
+    def _told(self, rendered: Rendered, outcome: Outcome) -> None:
+        whole = outcome.fate == "done" and frozenset(outcome.items) == frozenset(rendered.claims)
+        if whole and not self._gone:
+            receipt = OneShot(self._asks, self._caller, outcome.lease, outcome.items, self._reading)
+            self.pending.settle(replace(rendered.response, receipt=receipt))
+            return
+        if outcome.lease:
+            self._asks.post(self._caller, Release(outcome.lease, outcome.items))
+        if not self._gone:
+            self._settle_for_less(outcome)
+
+    def _settle_for_less(self, outcome: Outcome) -> None:
+        """Another was faster: what it left is the answer."""
+        left = self._evaluate() if outcome.fate == "done" and self._tried < CLAIMS_TRIED else _UNAVAILABLE
+        if isinstance(left, Response):
+            self.pending.settle(left)
+        elif left.claims:
+            self.claim(left)
+        elif left.response.status == 404:
+            self.pending.settle(_GONE)
+        else:
+            answer = self._deliver(left)
+            if isinstance(answer, Pending):
+                answer.then(self.pending.settle)
+            else:
+                self.pending.settle(answer)
+
+    def _leave(self) -> None:
+        self._gone = True

@@ -1,0 +1,96 @@
+"""A backend's own user-data and vendor data, composed with the sources that the store has for the instance.
+
+Where there are none the backend's answer passes as it is, byte for byte. Where it is neither 200 nor 404 it passes
+too: it is the backend's word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from msgspec.structs import replace
+
+from shim.catalog import Catalog
+from shim.core.closure import fold
+from shim.core.exchange import Caller, Pending, Rendered, Request, Response
+from shim.core.kv import etag
+from shim.forward.identify import Entry
+from shim.forward.routes import decode
+from shim.metadata.faces import nothing_used
+from shim.metadata.leaves import user_data, vendor_data_with
+from shim.metadata.tree import Leaf, found, plain
+from shim.metadata.view import View
+from shim.settings import EMBEDDED
+from shim.waiting import collected, settled
+
+BODY_BYTES = 1 << 20
+"""The largest answer of a backend that is composed with others."""
+
+_USER = frozenset(("/latest/user-data", "/openstack/latest/user_data"))
+_VENDOR = "/openstack/latest/vendor_data.json"
+# A part of it, or that it has not changed, is of no use: it is not the guest's answer.
+_LEFT_OUT = frozenset((b"if-none-match", b"if-modified-since", b"range", b"if-range", b"accept-encoding"))
+
+Ask = Callable[[Request], Response | Pending]
+"""Asks the backend."""
+Look = Callable[[], Rendered | Response]
+Hand = Callable[[Caller, Entry, Request, Look], Response | Pending]
+"""Hands a guest what a look at the store makes: Embedded.hand."""
+
+
+class Overlay:
+    """What the store has is in `catalog`; guests get it by `hand`."""
+
+    def __init__(self, catalog: Catalog, hand: Hand) -> None:
+        self._catalog = catalog
+        self._hand = hand
+
+    def concerns(self, entry: Entry, request: Request) -> bool:
+        """Whether the backend's answer is to be composed with others. Raises StoreError."""
+        path = request.path
+        if b"data" not in path or request.method not in (b"GET", b"HEAD"):
+            return False
+        folded = _folded(path)
+        if folded in _USER and entry.policy.auto is not None and entry.policy.auto.on_read:
+            return True  # somebody waits for it to be read
+        return (folded in _USER or folded == _VENDOR) and bool(self._catalog.view(entry).sources)
+
+    async def answer(self, caller: Caller, entry: Entry, request: Request, ask: Ask) -> Response:
+        """The composition of what the backend answers and what the store has."""
+        headers = tuple(one for one in request.headers if one[0] not in _LEFT_OUT)
+        theirs = await settled(ask(Request(b"GET", request.path, request.query, headers)))
+        if theirs.status not in (200, 404):
+            return theirs
+        body = await collected(theirs.parts, theirs.body, BODY_BYTES) if theirs.status == 200 else None
+        if theirs.status == 200 and body is None:
+            return plain(502, b"the backend's answer is too large\n")
+        return await settled(self._hand(caller, entry, request, partial(self._composed, entry, request, theirs, body)))
+
+    def _composed(self, entry: Entry, request: Request, theirs: Response, body: bytes | None) -> Rendered | Response:
+        view = self._catalog.view(entry)
+        leaf = _vendor(view, body) if _folded(request.path) == _VENDOR else user_data(view, body)
+        if leaf is None:
+            return theirs
+        if leaf.body == body:
+            same = replace(theirs, body=leaf.body, parts=None, length=None)
+            return Rendered(same, etag(leaf.body), (), view.until)
+        made = found(view, leaf.body, leaf.content_type, leaf.claims, leaf.tag)
+        answer = replace(made, response=replace(made.response, backend=EMBEDDED))
+        return nothing_used(answer) if request.method == b"HEAD" and made.claims else answer
+
+
+def _vendor(view: View, body: bytes | None) -> Leaf | None:
+    """None where the backend's is no JSON: then it is its word."""
+    try:
+        return vendor_data_with(view, msgspec.json.decode(body) if body else None)
+    except msgspec.DecodeError:
+        return None
+
+
+def _folded(path: bytes) -> str:
+    try:
+        return fold(decode(path).decode())
+    except ValueError:
+        return ""
