@@ -88,10 +88,7 @@ async def rehearse(work: Rehearsal, uid: int, gid: int) -> Rehearsed:
             f"trying it out for {len(work.instances)} instances took longer than {SECONDS:.0f} s", _SIMPLER
         ) from None
     finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            await child.wait()
+        await _buried(child)
     if status:
         if status > 0 and status != TOO_MUCH:
             raise MetashimError(f"trying it out failed (status {status})", "the agent's standard error says why")
@@ -129,6 +126,21 @@ async def _converse(child: asyncio.subprocess.Process, question: bytes) -> bytes
             raise InputError(f"what came of trying it out has more than {ANSWER_BYTES} bytes", _SIMPLER)
         pieces.append(piece)
     return b"".join(pieces)
+
+
+async def _buried(child: asyncio.subprocess.Process) -> None:
+    """Ends it, if it has not ended, and lets go of its pipes."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    while await child.stdout.read(1 << 16):  # before its end is waited for, which waits for the pipe's
+        pass
+    child.stdin.close()
+    with contextlib.suppress(ConnectionError):
+        await child.stdin.wait_closed()
+    await child.wait()
 
 
 def _ended(status: int) -> str:

@@ -89,8 +89,8 @@ def main(who: str) -> None:
         uid, _, gid = who.partition(":")
         privilege.drop(int(uid), int(gid))
     _confine()
-    work = msgspec.json.decode(sys.stdin.buffer.read(), type=Rehearsal)
     try:
+        work = msgspec.json.decode(sys.stdin.buffer.read(), type=Rehearsal)
         sys.stdout.buffer.write(msgspec.json.encode(play(work)))
     except MemoryError:
         sys.exit(TOO_MUCH)

@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateRuntimeError
 from jinja2.runtime import Undefined
+from jinja2.utils import Namespace
 
 STEPS = 200_000
 """A template of a few hundred lines takes some thousand. All of them take a third of a second."""
@@ -45,7 +46,7 @@ class Budget:
 
     def weigh(self, value: Any, *, written: bool = False) -> None:
         """Pays for a value, all that it holds with it. `written`: it will be text, so nothing may be in it that has
-        none of its own."""
+        none of its own. A namespace is paid for by what is put into it; within a value it could not be."""
         waiting = [value]
         while waiting:
             one = waiting.pop()
@@ -57,6 +58,8 @@ class Budget:
                 waiting += one
             elif isinstance(one, _CONTAINERS):
                 waiting += one
+            elif isinstance(one, Namespace) and one is not value:
+                raise Refused("a namespace is no value: write one of its attributes")
             elif written:
                 _must_be_plain(one)
             self.spend(cost)

@@ -138,7 +138,7 @@ def _in_order(
     view: View, kind: Kind, own_parts: list[tuple[int, Part]], faults: list[Unready] | None = None
 ) -> tuple[Part, ...]:
     """The sources' parts and those that are no source of the store's, each with its rank."""
-    mine = str(view.instance)
+    mine = Scope("instance", str(view.instance)).text
     ranked = [((part.order, rank, mine, part.name), part) for rank, part in own_parts]
     for source in _chosen(view, kind):
         try:

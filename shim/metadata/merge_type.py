@@ -115,7 +115,7 @@ class Mergers:
     def _add(self, name: Any, options: Any) -> None:
         kind = name.removeprefix("m_") if isinstance(name, str) else ""
         if kind not in ("dict", "list", "str"):
-            raise MergeFault("there are dict, list and str to be merged by, and no other")
+            raise MergeFault("a merge type names dict(), list() and str(), and no other")
         try:
             if kind == "dict":
                 way = _dict_way(options)
