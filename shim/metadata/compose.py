@@ -21,8 +21,10 @@ from shim.metadata.view import View
 
 VENDOR_BYTES = 1 << 20
 """The most that vendor data may be composed to: JSON's text has no gzip."""
-COMPOSED_BYTES = 4 << 20
-"""The most that is tried with gzip."""
+COMPOSED_BYTES = 2 << 20
+"""The most that is tried with gzip: it would have to make a fortieth of it."""
+TEXTS_MAX = 256
+"""Texts in the list that a document's or a backend's vendor data may be."""
 
 _USER, _VENDOR = Kind.USER, Kind.VENDOR
 _DOCUMENT_ID = f"instance/{DOCUMENT}"
@@ -171,6 +173,8 @@ def _own_vendor(view: View, value: Any) -> list[tuple[int, Part]]:
     if isinstance(value, dict):
         value = value.get("cloud-init")
     texts = value if isinstance(value, list) else [value]
+    if len(texts) > TEXTS_MAX:
+        raise Unready(name, f"its vendor data is a list of more than {TEXTS_MAX}")
     bodies = (text.encode(errors="replace") for text in texts if isinstance(text, str) and text)
     return [(rank, own(name, owner, _VENDOR, body, MERGE_DEFAULT)) for body in bodies]
 

@@ -11,6 +11,7 @@ composed of is that list. To open parts here, and not to nest them, keeps what n
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from itertools import islice
@@ -21,13 +22,15 @@ import msgspec
 from shim.metadata.parts import (
     BINARY,
     CONFIG,
+    GZIP,
     GZIP_MAGIC,
     JINJA,
+    MESSAGE,
     SCRIPT,
     TEXT,
     Part,
     beginning,
-    is_mime,
+    content_type_of,
     is_text,
     says_mime,
 )
@@ -35,10 +38,16 @@ from shim.metadata.parts import (
 if TYPE_CHECKING:
     from email.message import Message
 
-UNPACKED_BYTES = 4 << 20
+UNPACKED_BYTES = 1 << 20
 """The most that a part's gzip may unpack to."""
 ENTITIES_MAX = 256
 """The most that one part may be taken apart into."""
+# Who writes an instance's user-data may be its tenant, and all guests' worker reads it: what of a message costs
+# Python's parser more than it is long (its depth times its lines, a header's parameters) is bounded before.
+_LINES_MAX = 10_000
+_MULTIPARTS_MAX = 16
+_MULTIPART = re.compile(rb"^content-type:\s*multipart/", re.IGNORECASE | re.MULTILINE)
+_LONG_HEADER = re.compile(rb"^content-(?:type|disposition):(?:[^\n\r]|\r?\n[ \t]){1000}", re.IGNORECASE | re.MULTILINE)
 _GZIP_TYPES = frozenset(
     f"application/{name}"
     for name in (
@@ -77,21 +86,19 @@ def entities(part: Part, *, alone: bool = False) -> Iterator[Entity]:
     """What a part holds. `alone`: it is all there is and goes as it is, so its source's merge type does not go along.
     Raises Unopened."""
     merge = "" if alone else part.merge
-    body = part.body
-    if body.startswith(GZIP_MAGIC):
+    body, kind = part.body, part.content_type
+    if kind == GZIP:
         unpacked = unpack(body)
-        if unpacked is None:
-            yield Entity(part.id, BINARY, body)
+        body, kind = (unpacked, content_type_of(unpacked)) if unpacked is not None else (body, BINARY)
+    if kind == MESSAGE or kind.startswith("multipart/"):
+        if says_mime(body) or not alone:
+            yield from _of_message(part.id, body, merge, alone)
             return
-        body = unpacked
-    if is_mime(body) and (says_mime(body) or not alone):
-        yield from _of_message(part.id, body, merge, alone)
-        return
-    kind = beginning(body)
-    if kind is None and not is_text(body):
+        kind = TEXT
+    if kind in (BINARY, GZIP):
         yield Entity(part.id, BINARY, part.body)  # as small as it came
     else:
-        yield Entity(part.id, kind or TEXT, body, merge if kind in _MERGED else "")
+        yield Entity(part.id, kind, body, merge if kind in _MERGED else "")
 
 
 def unpack(body: bytes) -> bytes | None:
@@ -120,8 +127,9 @@ def pack(body: bytes) -> bytes:
 
 
 def _of_message(part: str, body: bytes, merge: str, alone: bool) -> Iterator[Entity]:
-    from email import message_from_bytes  # 2 MB that few need
+    from email import message_from_bytes  # loaded where it is needed
 
+    _must_be_simple(body)
     try:
         every = list(islice(message_from_bytes(body).walk(), ENTITIES_MAX + 1))
     except RecursionError:
@@ -131,6 +139,15 @@ def _of_message(part: str, body: bytes, merge: str, alone: bool) -> Iterator[Ent
     for message in every:
         if not message.is_multipart() and message.get_content_maintype() != "multipart":
             yield _of_leaf(part, message, merge, alone)
+
+
+def _must_be_simple(body: bytes) -> None:
+    if body.count(b"\n") + body.count(b"\r") > _LINES_MAX:
+        raise Unopened(f"it is a MIME message of more than {_LINES_MAX} lines")
+    if sum(1 for _ in islice(_MULTIPART.finditer(body), _MULTIPARTS_MAX + 1)) > _MULTIPARTS_MAX:
+        raise Unopened(f"it is a MIME message with more than {_MULTIPARTS_MAX} multiparts in it")
+    if _LONG_HEADER.search(body):
+        raise Unopened("it is a MIME message with a header of more than 1000 bytes")
 
 
 def _of_leaf(part: str, message: Message, merge: str, alone: bool) -> Entity:

@@ -38,6 +38,7 @@ _BEGINNINGS = {
     "#!": SCRIPT,
 }
 """The longer ones first: one is the beginning of another."""
+_BEGINNING = re.compile("|".join(map(re.escape, _BEGINNINGS)))
 
 MIME_VERSION = b"mime-version:"
 MIME_VERSION_WITHIN = 4096
@@ -96,10 +97,8 @@ def beginning(body: bytes) -> str | None:
     start = body[:256].decode("utf-8", "surrogateescape").lower().lstrip()
     if len(start) < 32 < len(body):
         start = body.decode("utf-8", "surrogateescape").lower().lstrip()
-    for text, kind in _BEGINNINGS.items():
-        if start.startswith(text):
-            return kind
-    return None
+    found = _BEGINNING.match(start)
+    return _BEGINNINGS[found[0]] if found else None
 
 
 def is_mime(body: bytes) -> bool:

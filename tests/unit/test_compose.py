@@ -170,9 +170,9 @@ class TestSize:
         assert compose.user_data(view(source("host/bomb", bomb))).body == bomb  # type: ignore[union-attr]
 
     def test_many_that_unpack_to_much_are_refused(self) -> None:
-        large = gzip.compress(b"#!" + bytes(3 << 20))
-        with pytest.raises(Unready, match="more than 4194304 bytes"):
-            compose.user_data(view(source("host/a", large), source("host/b", large)))
+        large = gzip.compress(b"#!" + bytes(900_000))
+        with pytest.raises(Unready, match="host/c: with it the parts have more than 2097152 bytes"):
+            compose.user_data(view(*(source(f"host/{name}", large) for name in "abc")))
 
 
 class TestTemplates:
@@ -305,6 +305,12 @@ class TestVendorData:
         sources = [source(f"host/{n}", b"#!" + b"x" * 300_000, kind=Kind.VENDOR) for n in "abcd"]
         with pytest.raises(Unready, match="vendor data does not fit"):
             compose.check_fit(view(*sources))
+
+    def test_that_is_a_long_list_is_refused(self) -> None:
+        made = view(source("host/v", kind=Kind.VENDOR))
+        with pytest.raises(Unready, match="backend/vendor-data: its vendor data is a list of more than 256"):
+            compose.vendor_data(made, ["#!"] * 257)
+        assert compose.vendor_data(made, ["#!"] * 256)[0]["cloud-init"].count("Content-Type") == 258
 
     def test_of_a_document_with_half_a_character(self) -> None:
         made = view(source("host/v", kind=Kind.VENDOR))
