@@ -143,9 +143,11 @@ async def all_that_comes(reader: asyncio.StreamReader) -> bytes:
 def test_on_the_wire(run: Run, wire: bytes, expected: bytes, handled: Callable[[Handler], Handler]) -> None:
     async def main() -> None:
         slip = Slip()
-        async with site(handled(sent(slip))) as here:
+        rows: list[tuple[object, ...]] = []
+        async with site(handled(sent(slip)), observe=lambda *row: rows.append(row)) as here:
             assert await here.exchange(wire) == expected + BODY
             assert (slip.begun, slip.told) == (1, [True])
+            assert [(row[2], row[3], row[5]) for row in rows] == [(200, len(BODY), "embedded")]
 
     run(main())
 
@@ -382,6 +384,88 @@ def test_the_peer_that_has_no_room_for_the_last_byte_uses_nothing_up(run: Run) -
     run(main())
 
 
+class Watching(Slip):
+    """A receipt that looks at what is left when it is to commit."""
+
+    def __init__(self, look: Callable[[], tuple[int, ...]]) -> None:
+        super().__init__()
+        self._look = look
+        self.left: tuple[int, ...] = ()
+
+    async def commit(self) -> bool:
+        self.left = self._look()
+        return await super().commit()
+
+
+def left(here: Site) -> tuple[int, ...]:
+    """What is not acknowledged: in the transport, in the kernel, on the wire."""
+    (channel,) = here.server._channels
+    seen = sight(here)
+    return channel._transport.get_write_buffer_size(), seen.unsent, seen.unacked
+
+
+def test_no_commit_while_the_kernel_holds_some_back(run: Run) -> None:
+    async def main() -> None:
+        slip = Watching(lambda: left(here))
+        body = BODY * 700
+        async with site(
+            lambda caller, request: (
+                Response(200, (), b"plain") if request.path == b"/plain" else Response(200, (), body, receipt=slip)
+            )
+        ) as here:
+            reader, writer = await paced(here, len(BODY) / 500_000)
+            writer.write(GET)
+            assert (await response(reader))[2] == body
+            await until(lambda: slip.told == [True])
+            assert slip.left == (0, 0, 0)
+
+    run(main())
+
+
+def test_no_commit_while_the_transport_holds_some_back(run: Run) -> None:
+    async def main() -> None:
+        slip = Watching(lambda: left(here))
+        body = b"x" * 20_000_000
+        async with site(sent(slip, body)) as here:
+            sock = socket.create_connection(("127.0.0.1", here.port))
+            sock.sendall(GET)
+            await until(lambda: here.server.stats.requests == 1)
+            sock.setblocking(False)
+            got = 0
+            while not slip.begun:
+                # The kernel is emptied while the loop has no turn, so that it may look before it writes.
+                with contextlib.suppress(BlockingIOError):
+                    while part := sock.recv(1 << 20):
+                        got += len(part)
+                time.sleep(0.02)
+                await asyncio.sleep(0)
+            assert got >= len(body) and slip.left == (0, 0, 0)
+            sock.close()
+
+    run(main())
+
+
+def test_no_commit_for_who_has_left_when_all_was_taken(run: Run) -> None:
+    async def main() -> None:
+        slip = Slip()
+        body = b"x" * 200_000
+        async with site(sent(slip, body)) as here:
+            sock = narrow(here.port)
+            sock.send(GET)
+            await until(lambda: here.server.stats.requests == 1)
+            (channel,) = here.server._channels
+            channel._transport.pause_reading()
+            sock.setblocking(True)
+            got = b""
+            while not got.endswith(b"\r\n\r\n" + body[:-1]):
+                got += await asyncio.to_thread(sock.recv, 65536) if len(got) < 190_000 else sock.recv(65536)
+            sock.close()
+            await until(lambda: slip.told == [False] and here.server.connections == 0)
+            assert slip.begun == 0
+
+    run(main())
+
+
 @pytest.mark.parametrize("body", [BODY, b"x" * 3_000_000])
 def test_a_rude_end_before_all_was_taken_uses_nothing_up(run: Run, body: bytes) -> None:
     async def main() -> None:
@@ -454,6 +538,19 @@ def test_a_last_byte_that_the_kernel_has_does_not_go_out_after_a_reset(run: Run)
             if await once():
                 return
         pytest.skip("this machine is too busy to be quick once")
+
+    run(main())
+
+
+def test_a_last_byte_that_does_not_go_out_in_time(run: Run) -> None:
+    async def main() -> None:
+        slip = Slip()
+        async with site(plain_first(slip), QUICK) as here:
+            reader, writer = await paced(here, 3)
+            writer.write(GET)
+            assert not (await all_that_comes(reader)).endswith(BODY)
+            await until(lambda: slip.told == [False] and here.server.connections == 0)
+            assert (slip.ended, here.server.stats.cut_off) == (1, 1)
 
     run(main())
 
