@@ -15,6 +15,7 @@ from bench.figures import Figure, Limit, percentile
 from bench.load import cpus, on_cpu
 from bench.memory import resident
 from bench.site import RAISED, ROOT, Site, site
+from shim.control.live_client import LiveClient
 from tests.lab import Namespace
 from tests.lab.namespace import wait_until
 
@@ -69,12 +70,13 @@ def _rounds(here: Site, process: subprocess.Popen[str]) -> list[list[float]]:
 def _edit(here: Site, number: int) -> tuple[float, float]:
     """Write the host's notice; when that began, and the seconds until it was done."""
     began = time.monotonic()
-    here.client.put_source("host", "notice", b"#cloud-config\nmotd: %d\n" % number, {})
+    LiveClient(here.config.control_socket).put_source("host", "notice", b"#cloud-config\nmotd: %d\n" % number, {})
     return began, time.monotonic() - began
 
 
 def _plug(here: Site, crowd: Namespace) -> None:
     """So many links of one namespace, each to a tap of its own: guests by their taps, though they share a kernel."""
+    crowd.sysctl("net.core.rps_default_mask", f"{1 << cpus()[1]:x}")  # what a guest receives is its own CPU's work
     lines = [f"link add tap{n} type veth peer name e{n} netns {crowd.name}\nlink set tap{n} up" for n in _numbers()]
     here.lab.host.run(["ip", "-batch", "-"], timeout=120, input="\n".join(lines), stdin=None)
     crowd.sysctl("net.ipv4.conf.all.rp_filter", 0)

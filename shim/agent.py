@@ -340,7 +340,7 @@ class Agent:
         address = parse_address(self._config.metrics.listen)
         found = metrics.Metrics(
             self._kernel.datapath, self._enrolment, self._workers, self._journal, self._ailments,
-            instances=self._config.metrics.instances,
+            lambda: self._writes.counts, instances=self._config.metrics.instances,
         )  # fmt: skip
         try:
             self._metrics = await metrics.serve(found, address, control_group(self._config))

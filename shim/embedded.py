@@ -212,18 +212,23 @@ class Embedded:
             return Response(200, headers, parts=self._events(caller, asked, wait.last_event_id), backend=EMBEDDED)
         if wait.is_over(rendered.etag):
             return self._deliver(caller, entry, request, None, rendered)
-        late = partial(self._late, entry, asked, wait)
-        return self.watches.wait(
-            caller, asked, rendered, wait.seconds, partial(self._deliver, caller, entry, request, None), late
-        )
+        deliver, late = partial(self._deliver_now, caller, asked), partial(self._late, caller, asked, wait)
+        return self.watches.wait(caller, asked, rendered, wait.seconds, deliver, late, wait.gce)
 
-    def _late(self, entry: Entry, request: Request, wait: Wait) -> Response:
+    def _deliver_now(self, caller: Caller, request: Request, rendered: Rendered) -> Response | Pending:
+        """What is now, to one who has waited: its policy may be another since."""
+        entry = self._refuse(caller, request.path)
+        return entry if isinstance(entry, Response) else self._deliver(caller, entry, request, None, rendered)
+
+    def _late(self, caller: Caller, request: Request, wait: Wait) -> Response:
         """The time is over, and nothing changed."""
         try:
-            response = self._rendered(entry, request).response
+            found = self._evaluate(caller, request)
         except (StoreError, Unready) as error:
             return self._failed(error)
-        return response if wait.gce else _not_modified(response)
+        if isinstance(found, Response):
+            return found
+        return found.response if wait.gce else _not_modified(found.response)
 
     async def _events(self, caller: Caller, request: Request, last: str | None) -> AsyncIterator[bytes]:
         """One event for each state that is looked at, until the guest leaves or may see it no more."""

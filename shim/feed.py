@@ -159,13 +159,14 @@ class Asked(msgspec.Struct, frozen=True, tag=True):
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """How much a worker has to do: connections open now; since it began: requests, connections, and connections
-    that were over a limit."""
+    """How much a worker has to do: connections open now, and requests that wait for a change; since it began: requests,
+    connections, and connections that were over a limit."""
 
     connections: Number
     requests: Number
     accepted: Number = 0
     turned_away: Number = 0
+    watches: Number = 0
 
 
 class Totals(msgspec.Struct, frozen=True, tag=True):

@@ -15,7 +15,7 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
@@ -76,6 +76,10 @@ FAMILIES: dict[str, tuple[type[Metric], tuple[str, ...], str]] = {
     "metashim_connections": (GaugeMetricFamily, (), "Guests' connections that are open."),
     "metashim_connections_accepted_total": (CounterMetricFamily, (), "Guests' connections."),
     "metashim_connections_turned_away_total": (CounterMetricFamily, (), "Of these, how many were over a limit."),
+    "metashim_watches": (GaugeMetricFamily, (), "Guests' requests that wait for something to change."),
+    "metashim_guest_writes_total": (
+        CounterMetricFamily, ("kind", "outcome"), "What guests asked to have written, and what became of it.",
+    ),
     "metashim_requests_total": (
         CounterMetricFamily, ("backend", "code"),
         "Requests by class of status; the backend is `proxy` where the proxy answered itself.",
@@ -173,7 +177,8 @@ class Breath:
 
 
 class Metrics:
-    """Answers scrapes. `instances`: whether there are series of each. `clock` is in seconds."""
+    """Answers scrapes. `writes` counts what guests asked to have written, by kind and outcome; `instances`: whether there
+    are series of each. `clock` is in seconds."""
 
     def __init__(
         self,
@@ -182,6 +187,7 @@ class Metrics:
         workers: Workers,
         journal: Journal,
         ailments: Callable[[], Sequence[object]],
+        writes: Callable[[], Mapping[tuple[str, str], int]],
         *,
         instances: bool,
         clock: Callable[[], float] = time.monotonic,
@@ -191,6 +197,7 @@ class Metrics:
         self._workers = workers
         self._journal = journal
         self._ailments = ailments
+        self._writes = writes
         self._with_instances = instances
         self._clock = clock
         self._packets = Packets()
@@ -282,6 +289,8 @@ class Metrics:
             "metashim_connections": [([], sum(worker.connections for worker in workers))],
             "metashim_connections_accepted_total": [([], totals.accepted)],
             "metashim_connections_turned_away_total": [([], totals.turned_away)],
+            "metashim_watches": [([], sum(worker.watches for worker in workers))],
+            "metashim_guest_writes_total": [([kind, fate], n) for (kind, fate), n in sorted(self._writes().items())],
             "metashim_response_bytes_total": [([], totals.usage.bytes)],
             "metashim_malformed_requests_total": [([], totals.malformed)],
             "metashim_rate_limited_requests_total": [([], totals.usage.limited)],

@@ -204,7 +204,9 @@ class Worker:
         stats = self.server.stats
         turned_away = stats.over_instance_limit + stats.over_total_limit
         with contextlib.suppress(OSError):
-            writer.write(feed.encode(feed.Load(self.server.connections, stats.requests, stats.accepted, turned_away)))
+            watches = len(self._embedded.watches)
+            load = feed.Load(self.server.connections, stats.requests, stats.accepted, turned_away, watches)
+            writer.write(feed.encode(load))
             for message in self._tally.changed():
                 writer.write(feed.encode(message))
                 await writer.drain()

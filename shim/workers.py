@@ -43,6 +43,7 @@ class Worker:
     pid: int = 0
     restarts: int = 0
     connections: int = 0
+    watches: int = 0
     requests: int = 0
     writer: asyncio.StreamWriter | None = None
     known: asyncio.Event = field(default_factory=asyncio.Event)
@@ -171,7 +172,7 @@ class Workers:
         status = worker.process.wait() if worker.process else None
         self._failed(f"worker {worker.number} (pid {worker.pid}) ended unasked (status {status}): starting another")
         self._note(worker.number).unlink(missing_ok=True)
-        worker.pid, worker.process, worker.connections = 0, None, 0
+        worker.pid, worker.process, worker.connections, worker.watches = 0, None, 0, 0
         worker.restarts += 1
         self.ledger.began(worker.number)
         worker.known.clear()
@@ -221,6 +222,7 @@ class Workers:
             self._asked(writer, message, partial(self._answer, worker, writer))
         elif isinstance(message, feed.Load):
             worker.connections, worker.requests = message.connections, message.requests
+            worker.watches = message.watches
             self.ledger.hear(worker.number, message)
         elif not isinstance(message, feed.Hello):
             self.ledger.hear(worker.number, message)

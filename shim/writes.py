@@ -108,7 +108,7 @@ class Writes:
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "writes")
         self._store: Store | None = None
-        self.counts: dict[tuple[str, Fate], int] = {}
+        self.counts: dict[tuple[str, str], int] = {}
         """Asks by their kind and fate, since this began."""
 
     def hear(self, reader: object, asked: Asked, tell: Tell) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import ceil, inf
 from uuid import UUID
 
@@ -21,36 +22,40 @@ SLICE_SECONDS = 0.002
 TICK_SECONDS = 0.1
 """How late one may be told that its time is over: those of one tick share a timer, as thousands would cost."""
 
-Key = tuple[int, int, bytes, bytes, bytes]
+Key = tuple[int, int, bytes, bytes, bytes, bool]
 
 Evaluate = Callable[[Caller, Request], Rendered | Response]
 """What a caller gets for a request now; a Response where it may not have it any more."""
+Deliver = Callable[[Rendered], Response | Pending]
+"""An answer made of what is now. A Response without a receipt is the same for all who ask for the same."""
 
 
 class Waiter:
-    """One who waits. `etag` is what it has; `deliver` makes its answer of what is now."""
+    """One who waits, in a group (None: no more); `etag` is what it has."""
 
-    __slots__ = ("deliver", "etag", "key", "late", "pending", "tick")
+    __slots__ = ("etag", "group", "pending", "tick")
 
-    def __init__(
-        self, key: Key, etag: str, deliver: Callable[[Rendered], Response | Pending], late: Callable[[], Response]
-    ) -> None:
-        self.key = key
+    def __init__(self, group: _Group, etag: str) -> None:
+        self.group: _Group | None = group
         self.etag = etag
-        self.deliver = deliver
-        self.late = late
         self.pending = Pending()
         self.tick = 0
 
 
 class _Group:
-    """All who ask for the same."""
+    """All who ask for the same, by the same slot, in the same way."""
 
-    __slots__ = ("caller", "request", "waiters")
+    __slots__ = ("caller", "deliver", "instance", "key", "late", "request", "waiters")
 
-    def __init__(self, caller: Caller, request: Request) -> None:
+    def __init__(
+        self, key: Key, caller: Caller, request: Request, deliver: Deliver, late: Callable[[], Response]
+    ) -> None:
+        self.key = key
         self.caller = caller
+        self.instance = caller.instance
         self.request = request
+        self.deliver = deliver
+        self.late = late
         self.waiters: dict[Waiter, None] = {}
 
 
@@ -68,7 +73,7 @@ class Watches:
         self._groups: dict[UUID, dict[Key, _Group]] = {}
         self._woken: dict[UUID, None] = {}
         self._expiries: dict[UUID, tuple[float, asyncio.TimerHandle]] = {}
-        self._ticks: dict[int, dict[Waiter, UUID]] = {}
+        self._ticks: dict[int, dict[Waiter, None]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -86,27 +91,36 @@ class Watches:
         request: Request,
         known: Rendered,
         seconds: float,
-        deliver: Callable[[Rendered], Response | Pending],
+        deliver: Deliver,
         late: Callable[[], Response],
+        is_gce: bool = False,
     ) -> Pending:
         """The answer of one who has `known`, which is what is now: once that is another, or `late` after `seconds`.
 
-        `request` decides what is asked for by its path, its query and its Metadata-Flavor.
+        `request` decides what is asked for by its path, its query and its Metadata-Flavor; with `is_gce` it decides
+        `deliver` and `late` too.
         """
-        flavor = request.header(b"metadata-flavor") or b""
-        key = (caller.slot, caller.generation, request.path, request.query, flavor)
-        groups = self._groups.setdefault(caller.instance, {})
-        group = groups.get(key)
-        if group is None:
-            group = groups[key] = _Group(caller, request)
-        waiter = Waiter(key, known.etag, deliver, late)
+        group = self._group(caller, request, deliver, late, is_gce)
+        waiter = Waiter(group, known.etag)
         group.waiters[waiter] = None
         self._count += 1
         if seconds != inf:
-            self._time(caller.instance, waiter, seconds)
-        waiter.pending.when_over(lambda: self._forget(caller.instance, waiter))
-        self._expect(caller.instance, known.until)
+            self._time(waiter, seconds)
+        waiter.pending.when_over(partial(self._forget, waiter))
+        if known.until != inf:
+            self._expect(caller.instance, known.until)
         return waiter.pending
+
+    def _group(
+        self, caller: Caller, request: Request, deliver: Deliver, late: Callable[[], Response], is_gce: bool
+    ) -> _Group:
+        flavor = request.header(b"metadata-flavor") or b""
+        key = (caller.slot, caller.generation, request.path, request.query, flavor, is_gce)
+        groups = self._groups.setdefault(caller.instance, {})
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _Group(key, caller, request, deliver, late)
+        return group
 
     def wake(self, instances: Iterable[UUID]) -> None:
         """These instances changed, or what they may do did."""
@@ -119,66 +133,62 @@ class Watches:
         """A slice of those who woke."""
         end = self._loop.time() + SLICE_SECONDS
         while self._woken and self._loop.time() < end:
-            instance = next(iter(self._woken))
-            del self._woken[instance]
-            for group in list(self._groups.get(instance, {}).values()):
-                self._look(instance, group)
+            self._look_at(next(iter(self._woken)))
         if self._woken:
             self._loop.call_soon(self._run)
 
-    def _look(self, instance: UUID, group: _Group) -> None:
+    def _look_at(self, instance: UUID) -> None:
+        del self._woken[instance]
+        for group in list(self._groups.get(instance, {}).values()):
+            self._look(group)
+
+    def _look(self, group: _Group) -> None:
         try:
             found = self._evaluate(group.caller, group.request)
         except Exception as error:  # noqa: BLE001 - the boundary of one group's requests
             found = self._failed(error)
         if isinstance(found, Response):
             for waiter in list(group.waiters):
-                self._answer(instance, waiter, found)
+                self._answer(waiter, found)
             return
-        self._expect(instance, found.until)
-        for waiter in list(group.waiters):
-            if waiter.etag != found.etag:
-                self._answer(instance, waiter, waiter.deliver(found))
+        if found.until != inf:
+            self._expect(group.instance, found.until)
+        shared: Response | None = None
+        for waiter in [one for one in group.waiters if one.etag != found.etag]:
+            answer = shared if shared is not None else group.deliver(found)
+            if isinstance(answer, Response) and answer.receipt is None:
+                shared = answer
+            self._answer(waiter, answer)
 
-    def _answer(self, instance: UUID, waiter: Waiter, answer: Response | Pending) -> None:
-        self._forget(instance, waiter)
+    def _answer(self, waiter: Waiter, answer: Response | Pending) -> None:
+        self._forget(waiter)
+        pending = waiter.pending
         if isinstance(answer, Pending):
-            waiter.pending.when_over(answer.cancel)
-            answer.then(waiter.pending.settle)
+            pending.when_over(answer.cancel)
+            answer.then(pending.settle)
         else:
-            waiter.pending.settle(answer)
+            pending.settle(answer)
 
-    def _time(self, instance: UUID, waiter: Waiter, seconds: float) -> None:
+    def _time(self, waiter: Waiter, seconds: float) -> None:
         waiter.tick = tick = ceil((self._loop.time() + seconds) / TICK_SECONDS)
         due = self._ticks.get(tick)
         if due is None:
             due = self._ticks[tick] = {}
             self._loop.call_at(tick * TICK_SECONDS, self._tick, tick)
-        due[waiter] = instance
+        due[waiter] = None
 
     def _tick(self, tick: int) -> None:
-        for waiter, instance in list(self._ticks.pop(tick).items()):
-            self._time_out(instance, waiter)
-
-    def _time_out(self, instance: UUID, waiter: Waiter) -> None:
-        if instance in self._woken:  # it changed, and others stand before it: its turn comes
-            self._run_now(instance)
-        if waiter.pending.response is None and self._is_waiting(instance, waiter):
-            self._answer(instance, waiter, waiter.late())
-
-    def _run_now(self, instance: UUID) -> None:
-        del self._woken[instance]
-        for group in list(self._groups.get(instance, {}).values()):
-            self._look(instance, group)
-
-    def _is_waiting(self, instance: UUID, waiter: Waiter) -> bool:
-        group = self._groups.get(instance, {}).get(waiter.key)
-        return group is not None and waiter in group.waiters
+        for waiter in list(self._ticks.pop(tick)):
+            group = waiter.group
+            if group is not None and group.instance in self._woken:
+                self._look_at(group.instance)  # it changed, and others stand before it
+            if waiter.group is not None:
+                self._answer(waiter, waiter.group.late())
 
     def _expect(self, instance: UUID, until: float) -> None:
         """What is now will not be after `until` (Unix seconds): look then."""
         known = self._expiries.get(instance)
-        if until == inf or (known is not None and known[0] <= until):
+        if known is not None and known[0] <= until:
             return
         if known is not None:
             known[1].cancel()
@@ -190,19 +200,23 @@ class Watches:
         del self._expiries[instance]
         self.wake([instance])
 
-    def _forget(self, instance: UUID, waiter: Waiter) -> None:
-        groups = self._groups.get(instance)
-        group = groups.get(waiter.key) if groups is not None else None
-        if groups is None or group is None or waiter not in group.waiters:
+    def _forget(self, waiter: Waiter) -> None:
+        group = waiter.group
+        if group is None:
             return
+        waiter.group = None
         del group.waiters[waiter]
         self._count -= 1
         due = self._ticks.get(waiter.tick)
         if due is not None:  # its timer stays: it finds nobody
             due.pop(waiter, None)
         if not group.waiters:
-            del groups[waiter.key]
-            if not groups:
-                del self._groups[instance]
-                if instance in self._expiries:
-                    self._expiries.pop(instance)[1].cancel()
+            self._dissolve(group)
+
+    def _dissolve(self, group: _Group) -> None:
+        groups = self._groups[group.instance]
+        del groups[group.key]
+        if not groups:
+            del self._groups[group.instance]
+            if group.instance in self._expiries:
+                self._expiries.pop(group.instance)[1].cancel()

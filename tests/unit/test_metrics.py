@@ -74,7 +74,7 @@ class Host:
         )  # fmt: skip
         self.metrics = Metrics(
             self.datapath, self.enrolment, self.workers, self.journal, lambda: self.ailments,
-            instances=instances, clock=self.clock,
+            lambda: {("put", "done"): 3, ("put", "rate"): 1}, instances=instances, clock=self.clock,
         )  # fmt: skip
 
     def clock(self) -> float:
