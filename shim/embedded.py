@@ -39,7 +39,6 @@ logger = logging.getLogger("shim.embedded")
 
 _UNAVAILABLE = unavailable(EMBEDDED)
 _TOO_LARGE = replace(plain(413, b"too large\n"), backend=EMBEDDED)
-_ONE_SHOT_STREAM = replace(plain(409, b"what is read once is not streamed: GET it\n"), backend=EMBEDDED)
 
 # Paths whose answer is decided by the path alone: neither by a query nor by a header. GCE's are not, nor is `/`.
 _KEPT = (b"/latest/", b"/openstack/", b"/1.0/", b"/20", b"/metashim/")
@@ -206,8 +205,6 @@ class Embedded:
         if rendered.response.status != 200:
             return rendered.response
         if wait.sse:
-            if rendered.claims:
-                return _ONE_SHOT_STREAM
             headers = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"))
             return Response(200, headers, parts=self._events(caller, asked, wait.last_event_id), backend=EMBEDDED)
         if wait.is_over(rendered.etag):
@@ -238,7 +235,7 @@ class Embedded:
             except (StoreError, Unready) as error:
                 self._failed(error)
                 return
-            if isinstance(rendered, Response) or rendered.claims or rendered.response.status != 200:
+            if isinstance(rendered, Response):
                 return
             if rendered.etag != last:
                 last = rendered.etag
