@@ -177,8 +177,8 @@ class Breath:
 
 
 class Metrics:
-    """Answers scrapes. `writes` counts what guests asked to have written, by kind and outcome; `instances`: whether there
-    are series of each. `clock` is in seconds."""
+    """Answers scrapes. `writes` counts what guests asked to have written, by kind and outcome; `instances`: whether
+    there are series of each. `clock` is in seconds."""
 
     def __init__(
         self,

@@ -219,10 +219,11 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
 
     async def written(self, done: Sequence[tuple[Write, Outcome]]) -> None:
         """What guests asked for was committed: returns when the workers know. Called while `writing` is held."""
-        for write, outcome in done:
-            if outcome.fate == "done":
-                await self._was_written(write, outcome)
-        await self._published()
+        kept = [(write, outcome) for write, outcome in done if outcome.fate == "done"]
+        for write, outcome in kept:
+            await self._was_written(write, outcome)
+        if kept:
+            await self._published()
 
     async def _was_written(self, write: Write, outcome: Outcome) -> None:
         ask, instance = write.ask, write.instance

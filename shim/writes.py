@@ -27,7 +27,6 @@ from shim.core.ask import (
     Claim,
     Confirm,
     Delete,
-    Fate,
     Lock,
     Outcome,
     Put,
