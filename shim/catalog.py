@@ -94,6 +94,8 @@ class Catalog:
         self._limit = limit
         self._now = now
         self._freshness = Freshness(reader.version)
+        self.is_old = self._freshness.is_due
+        """Whether it is time to look for news: every request asks."""
         self._file: object = None
         self._revision = -1
         self._news = NOTHING

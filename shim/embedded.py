@@ -47,7 +47,7 @@ _WAITING = frozenset((b"wait", b"etag", b"wait_for_change", b"last_etag", b"time
 Answer = Response | Pending | Awaitable[Response]
 Refuse = Callable[[Caller, bytes], Entry | Response]
 """Whose the caller's slot is now, or what it gets instead for that path."""
-Look = Callable[[], Rendered | Response]
+Look = Callable[[Entry], Rendered | Response]
 """What is now. Raises StoreError, Unready."""
 
 
@@ -76,7 +76,11 @@ class Embedded:
     def __call__(self, caller: Caller, entry: Entry, request: Request) -> Answer:
         """The answer; never raises for what a guest sends."""
         try:
-            self.notice()
+            if self._catalog.is_old():
+                self.notice()
+            kept = self._kept(entry, request)
+            if kept is not None:
+                return kept
             if request.method == b"GET" or request.method == b"HEAD":
                 return self._read(caller, entry, request)
             if request.parts is not None:
@@ -117,6 +121,18 @@ class Embedded:
 
     # Reading.
 
+    def _kept(self, entry: Entry, request: Request) -> Response | None:
+        """What most ask for: an answer that is there already, to one who asks for nothing more than that."""
+        if request.query or request.method != b"GET" or entry.policy.auto is not None:
+            return None
+        kept = self._cache.get(entry.instance, request.path, self._now)
+        if kept is None:
+            return None
+        for name, value in request.headers:
+            if name == b"if-none-match" or (name == b"accept" and b"text/event-stream" in value):
+                return None
+        return kept.response
+
     def _read(self, caller: Caller, entry: Entry, request: Request) -> Answer:
         known = accept = None
         for name, value in request.headers:
@@ -137,7 +153,7 @@ class Embedded:
         path = request.path
         if request.query or b"%" in path or not path.startswith(_KEPT):
             return self._made(entry, request)
-        kept = self._cache.get(entry.instance, path, self._now())
+        kept = self._cache.get(entry.instance, path, self._now)
         if kept is not None:
             return kept
         rendered = self._made(entry, request)
@@ -158,42 +174,47 @@ class Embedded:
         if known is not None and rendered.etag and _matches(known, rendered.etag):
             return _not_modified(rendered.response)
         if rendered.claims:
-            return self._claimed(caller, entry, request, rendered, look or partial(self._rendered, entry, request))
-        auto = entry.policy.auto
-        if auto is not None and auto.on_read and is_user_data(request, rendered.response):
-            return replace(rendered.response, receipt=Reading(self._asks, caller))
-        return rendered.response
+            return self._claimed(caller, request, rendered, look or (lambda now: self._rendered(now, request)))
+        reading = self._reading(caller, entry, request, rendered.response)
+        return rendered.response if reading is None else replace(rendered.response, receipt=reading)
 
-    def _claimed(
-        self, caller: Caller, entry: Entry, request: Request, rendered: Rendered, look: Look
-    ) -> Pending:
+    def _reading(self, caller: Caller, entry: Entry, request: Request, response: Response) -> Reading | None:
+        """What tells the agent that user-data was read, where something follows from that."""
+        auto = entry.policy.auto
+        reads = auto is not None and auto.on_read and is_user_data(request, response)
+        return Reading(self._asks, caller) if reads else None
+
+    def _claimed(self, caller: Caller, request: Request, rendered: Rendered, look: Look) -> Pending:
         """The answer, once the agent says that nobody else gets what it uses up."""
-        auto = entry.policy.auto
-        reads = auto is not None and auto.on_read and is_user_data(request, rendered.response)
-        return Claimant(
-            self._asks,
-            caller,
-            partial(self._left, caller, request, look),
-            partial(self._deliver, caller, entry, request, None),
-            Reading(self._asks, caller) if reads else None,
-        ).claim(rendered)
 
-    def hand(self, caller: Caller, entry: Entry, request: Request, look: Look) -> Response | Pending:
-        """What `look` makes of the store now, to a guest whose answer is made in part elsewhere."""
-        known = request.header(b"if-none-match")
+        def reading(response: Response) -> Reading | None:
+            entry = self._refuse(caller, request.path)
+            return None if isinstance(entry, Response) else self._reading(caller, entry, request, response)
+
+        here, deliver = partial(self._here, caller, request, look), partial(self._deliver_now, caller, request)
+        return Claimant(self._asks, caller, here, deliver, reading).claim(rendered)
+
+    def hand(self, caller: Caller, request: Request, look: Look) -> Response | Pending:
+        """What `look` makes of the store now, to a guest whose answer is made in part elsewhere, if it still may have
+        it: that took its time."""
+        entry = self._refuse(caller, request.path)
+        if isinstance(entry, Response):
+            return entry
         try:
-            found = look()
+            found = look(entry)
         except (StoreError, Unready) as error:
             return self._failed(error)
-        return found if isinstance(found, Response) else self._deliver(caller, entry, request, known, found, look)
+        if isinstance(found, Response):
+            return found
+        return self._deliver(caller, entry, request, request.header(b"if-none-match"), found, look)
 
-    def _left(self, caller: Caller, request: Request, look: Look) -> Rendered | Response:
-        """What is left of it, to one who came too late, if it still may have it."""
+    def _here(self, caller: Caller, request: Request, look: Look) -> Rendered | Response:
+        """What there is for one who has waited its turn, if it still may have it."""
         try:
             self._catalog.doubt()
             self.notice()
-            refusal = self._refuse(caller, request.path)
-            return refusal if isinstance(refusal, Response) else look()
+            entry = self._refuse(caller, request.path)
+            return entry if isinstance(entry, Response) else look(entry)
         except (StoreError, Unready) as error:
             return self._failed(error)
 
@@ -210,14 +231,14 @@ class Embedded:
         if wait.is_over(rendered.etag):
             return self._deliver(caller, entry, request, None, rendered)
         deliver, late = partial(self._deliver_now, caller, asked), partial(self._late, caller, asked, wait)
-        return self.watches.wait(caller, asked, rendered, wait.seconds, deliver, late, wait.gce)
+        return self.watches.wait(caller, asked, rendered, wait.seconds, deliver, late, "gce" if wait.gce else "poll")
 
     def _deliver_now(self, caller: Caller, request: Request, rendered: Rendered) -> Response | Pending:
         """What is now, to one who has waited: its policy may be another since."""
         entry = self._refuse(caller, request.path)
         return entry if isinstance(entry, Response) else self._deliver(caller, entry, request, None, rendered)
 
-    def _late(self, caller: Caller, request: Request, wait: Wait) -> Response:
+    def _late(self, caller: Caller, request: Request, wait: Wait) -> Response | Pending:
         """The time is over, and nothing changed."""
         try:
             found = self._evaluate(caller, request)
@@ -225,7 +246,7 @@ class Embedded:
             return self._failed(error)
         if isinstance(found, Response):
             return found
-        return found.response if wait.gce else _not_modified(found.response)
+        return self._deliver_now(caller, request, found) if wait.gce else _not_modified(found.response)
 
     async def _events(self, caller: Caller, request: Request, last: str | None) -> AsyncIterator[bytes]:
         """One event for each state that is looked at, until the guest leaves or may see it no more."""
@@ -241,7 +262,7 @@ class Embedded:
                 last = rendered.etag
                 yield event(rendered)
                 continue  # it may have changed while the guest took it
-            pending = self.watches.wait(caller, request, rendered, inf, lambda now: now.response, lambda: _UNAVAILABLE)
+            pending = self.watches.wait(caller, request, rendered, inf, _something, lambda: _UNAVAILABLE, "stream")
             change: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
             pending.then(partial(fulfil, change))
             try:
@@ -287,6 +308,11 @@ class Embedded:
             return await settled(self._write(caller, entry, whole))
         except (StoreError, Unready) as error:
             return self._failed(error)
+
+
+def _something(_now: Rendered) -> Response:
+    """Told to a stream, which looks for itself."""
+    return _UNAVAILABLE
 
 
 def _matches(known: bytes, etag: str) -> bool:

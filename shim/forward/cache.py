@@ -7,6 +7,8 @@ answers per instance, so that one which asks for ever new spellings of paths pus
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from math import inf
 from uuid import UUID
 
 from shim.core.exchange import Rendered
@@ -22,17 +24,18 @@ class Cache:
 
     def __init__(self, most_bytes: int = CACHE_BYTES) -> None:
         self._most_bytes = most_bytes
-        self._answers: OrderedDict[UUID, dict[bytes, Rendered]] = OrderedDict()
+        self._answers: OrderedDict[int, dict[bytes, Rendered]] = OrderedDict()  # UUID's own hash runs Python code
         self.held = 0
         """Bytes that the kept answers take, as reckoned."""
 
-    def get(self, instance: UUID, path: bytes, now: float) -> Rendered | None:
-        """The answer that holds at `now` (Unix seconds)."""
-        answers = self._answers.get(instance)
+    def get(self, instance: UUID, path: bytes, now: Callable[[], float]) -> Rendered | None:
+        """The answer that holds at `now()` (Unix seconds)."""
+        key = instance.int
+        answers = self._answers.get(key)
         kept = answers.get(path) if answers is not None else None
-        if kept is None or kept.until <= now:
+        if kept is None or (kept.until != inf and kept.until <= now()):
             return None
-        self._answers.move_to_end(instance)
+        self._answers.move_to_end(key)
         return kept
 
     def keep(self, instance: UUID, path: bytes, rendered: Rendered) -> None:
@@ -40,20 +43,24 @@ class Cache:
         cost = _cost(path, rendered)
         if cost > self._most_bytes:
             return
-        answers = self._answers.setdefault(instance, {})
+        key = instance.int
+        answers = self._answers.setdefault(key, {})
         if path in answers:
             self.held -= _cost(path, answers.pop(path))
         if len(answers) >= ANSWERS_PER_INSTANCE:
-            self.drop(instance)
+            self._drop(key)
         while self.held + cost > self._most_bytes:
-            self.drop(next(iter(self._answers)))
-        self._answers.setdefault(instance, {})[path] = rendered
-        self._answers.move_to_end(instance)
+            self._drop(next(iter(self._answers)))
+        self._answers.setdefault(key, {})[path] = rendered
+        self._answers.move_to_end(key)
         self.held += cost
 
     def drop(self, instance: UUID) -> None:
         """Forget the answers of one instance."""
-        self.held -= sum(_cost(path, rendered) for path, rendered in self._answers.pop(instance, {}).items())
+        self._drop(instance.int)
+
+    def _drop(self, key: int) -> None:
+        self.held -= sum(_cost(path, rendered) for path, rendered in self._answers.pop(key, {}).items())
 
     def clear(self) -> None:
         """Forget all."""

@@ -35,6 +35,10 @@ class Freshness:
         self._seen = version
         return changed
 
+    def is_due(self) -> bool:
+        """Whether the store will be asked."""
+        return self._clock() >= self._check_at
+
     @property
     def version(self) -> Hashable:
         """The version as of the last look."""

@@ -68,6 +68,7 @@ def test_an_unreadable_store_gets_503_even_for_what_was_kept(tmp_path: Path) -> 
             raise StoreError("gone")
 
         site.catalog.news = fail  # type: ignore[method-assign, assignment]
+        site.catalog.is_old = lambda: True
         response = site.get(ID)
         assert response.status == 503 and int(dict(response.headers)[b"retry-after"]) > 0
 

@@ -18,7 +18,7 @@ def made(text: bytes = b"x", until: float = inf) -> Rendered:
 
 
 def body(cache: Cache, instance: UUID, path: bytes = b"/a", now: float = NOW) -> bytes | None:
-    kept = cache.get(instance, path, now)
+    kept = cache.get(instance, path, lambda: now)
     return None if kept is None else kept.response.body
 
 
