@@ -13,7 +13,8 @@ from msgspec import Meta
 
 Key = Annotated[str, Meta(max_length=256)]
 Item = Annotated[str, Meta(max_length=512)]
-Items = Annotated[tuple[Item, ...], Meta(max_length=64)]
+ITEMS_MAX = 64
+Items = Annotated[tuple[Item, ...], Meta(max_length=ITEMS_MAX)]
 Prefix = Annotated[str, Meta(max_length=256)]
 Etags = Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=16)]
 """Of If-Match or If-None-Match, without quotes; `*` is any."""
@@ -85,7 +86,8 @@ large or too many; rate: too often; refused: this may not be; full: no room on t
 
 class Outcome(msgspec.Struct, frozen=True):
     """What became of it. `etag` of a key that was written, `created` if it was not there before; `words` say why not,
-    and hold nothing that a guest sent. `lease` and `items` answer a Claim."""
+    and hold nothing that a guest sent. `lease` and `items` answer a Claim; of a Confirm, a Spend and a Release `items`
+    are those that it concerned in truth."""
 
     fate: Fate
     etag: str = ""

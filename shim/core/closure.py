@@ -1,8 +1,8 @@
 """Which paths are closed for an instance: by prefix or by topic, whatever version or face they are asked of. PURE.
 
 A path is folded first: `/2009-04-04/user-data` and `/latest/user-data` are one, and so are the versions of `/openstack`
-and of `/computeMetadata`. A topic is a word for what several faces show of one thing: who closes `user-data` closes
-it on all of them.
+and of `/computeMetadata`. Nova answers `/ec2/latest/user-data` as it does `/latest/user-data`, so these are one too.
+A topic is a word for what several faces show of one thing: who closes `user-data` closes it on all of them.
 """
 
 from __future__ import annotations
@@ -36,31 +36,36 @@ TOPICS: dict[str, tuple[str, ...]] = {
 }
 """Topic to folded prefixes."""
 
-_VERSION = re.compile(r"/(?:1\.0|latest|\d{4}-\d{2}-\d{2})(?=/|$)")
-_OPENSTACK = re.compile(r"/openstack/[^/]+")
-_GCE = re.compile(r"/computeMetadata/[^/]+")
+# What stands for a version, and how it is folded. Content (of Nova's) has none.
+_FOLDS = (
+    (re.compile(r"/openstack/(?!content(?:/|\Z))[^/]+"), "/openstack/latest"),
+    (re.compile(r"/computeMetadata/[^/]+"), "/computeMetadata/v1"),
+    (re.compile(r"/ec2\Z|/(?:ec2/)?(?:1\.0|latest|[0-9]{4}-[0-9]{2}-[0-9]{2})(?=/|\Z)"), "/latest"),
+)
 _PREFIX = re.compile(r"/(?:[A-Za-z0-9._~:@+=,-]+/)*(?:[A-Za-z0-9._~:@+=,-]+/?)?")
 PREFIX_BYTES = 256
 
 
 def parse_prefix(text: str) -> str:
-    """A prefix (folded, without its last slash; `/` is all) or a topic. Raises ValueError, in our own words."""
+    """A prefix (folded, without its last slash; `/` is all) or a topic, of at most PREFIX_BYTES: what this gives is
+    what it takes. Raises ValueError, in our own words."""
     if text in TOPICS:
         return text
-    if len(text) > PREFIX_BYTES or not _PREFIX.fullmatch(text) or {".", ".."} & set(text.split("/")):
+    if not _PREFIX.fullmatch(text) or {".", ".."} & set(text.split("/")):
         raise ValueError(f"no prefix: write / or a path such as /latest/user-data, or one of {', '.join(TOPICS)}")
-    return fold(text)
+    folded = fold(text)
+    if max(len(text), len(folded)) > PREFIX_BYTES:
+        raise ValueError(f"no prefix: it has more than {PREFIX_BYTES} bytes")
+    return folded
 
 
 def fold(path: str) -> str:
     """A decoded path as closures are compared with it: its version as `latest` or `v1`, no slash at its end."""
     path = path.rstrip("/")
-    if path.startswith("/openstack/"):
-        return _OPENSTACK.sub("/openstack/latest", path, count=1)
-    if path.startswith("/computeMetadata/"):
-        return _GCE.sub("/computeMetadata/v1", path, count=1)
-    if _VERSION.match(path):
-        return _VERSION.sub("/latest", path, count=1)
+    for version, folded in _FOLDS:
+        found = version.match(path)
+        if found is not None:
+            return folded + path[found.end() :]
     return path or WHOLE
 
 
