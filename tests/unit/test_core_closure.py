@@ -22,7 +22,7 @@ FACES = st.sampled_from(
         *((f"/{one}", f"/{other}") for one in EC2_VERSIONS for other in EC2_VERSIONS[:3]),
         *((f"/ec2/{one}", f"/{one}") for one in EC2_VERSIONS),
         *((f"/{one}", f"/ec2/{one}") for one in EC2_VERSIONS),
-        *((f"/openstack/{one}", f"/openstack/{other}") for one in OPENSTACK_VERSIONS for other in OPENSTACK_VERSIONS[:3]),
+        *((f"/openstack/{one}", f"/openstack/{each}") for one in OPENSTACK_VERSIONS for each in OPENSTACK_VERSIONS[:3]),
         *((f"/computeMetadata/{one}", f"/computeMetadata/{other}") for one in GCE_VERSIONS for other in GCE_VERSIONS),
     ]
 )
@@ -81,8 +81,10 @@ def test_a_topic_by_its_paths() -> None:
     def closed(path: str, *by: str) -> bool:
         return is_closed(fold(path), prefixes(by))
 
-    for path in ("/1.0/user-data", "/ec2/2009-04-04/user-data", "/openstack/2018-08-27/user_data/",
-                 "/computeMetadata/v1beta1/instance/attributes/user-data", "/metashim/v1/sources/host/base"):  # fmt: skip
+    for path in (
+        "/1.0/user-data", "/ec2/2009-04-04/user-data", "/openstack/2018-08-27/user_data/",
+        "/computeMetadata/v1beta1/instance/attributes/user-data", "/metashim/v1/sources/host/base",
+    ):  # fmt: skip
         assert closed(path, "user-data"), path
     for path in ("/latest/user-data2", "/openstack/latest/user_data.json", "/metashim/v1/meta-data", "/", "/latest"):
         assert not closed(path, "user-data"), path
@@ -107,7 +109,7 @@ def test_all_is_all() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_prefix_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="^no prefix: (write / or a path|it has more than 256 bytes)") as caught:
+    with pytest.raises(ValueError, match=r"^no prefix: (write / or a path|it has more than 256 bytes)") as caught:
         parse_prefix(text)
     assert len(str(caught.value)) < 120, "nothing of it is said"
 
