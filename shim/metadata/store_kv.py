@@ -23,7 +23,7 @@ GUESTS = "guest/"
 
 _HELD = f"""SELECT revision, {LIVE} AS live, length(body), CASE WHEN :whole THEN body END
     FROM kv WHERE instance = :instance AND key = :key"""
-_IN_THE_WAY = f"""SELECT key, {LIVE} AS live FROM kv
+_IN_THE_WAY = f"""SELECT key, revision, {LIVE} AS live FROM kv
     WHERE instance = :instance AND (key > :key || '/' AND key < :key || '0' OR key IN ({{marks}}))"""
 _TAKEN = f"""SELECT count(*), total(length(key) + length(body)) FROM kv
     WHERE instance = :instance AND key > 'guest/' AND key < 'guest0' AND key <> :key AND {LIVE}"""
@@ -40,6 +40,14 @@ class _Held(NamedTuple):
     live: bool
     size: int
     etag: str
+
+
+class _InTheWay(NamedTuple):
+    """A key that cannot be beside another; `live`: it can be read."""
+
+    key: str
+    revision: int
+    live: bool
 
 
 class KvStore(StoreFile):
@@ -66,12 +74,15 @@ class KvStore(StoreFile):
             tag = live.etag if live is not None else None
             if (if_match is not None and not _among(tag, if_match)) or _among(tag, if_none_match or ()):
                 return CHANGED
-            if not self._make_way(instance, value.key):
+            others = self._in_the_way(instance, value.key)
+            if any(other.live for other in others):
                 return CLASH
             if limits is not None and value.key.startswith(GUESTS):
                 words = self._over(instance, value, live.size if live is not None else None, limits)
                 if words:
                     return Outcome("quota", words=words)
+            for other in others:
+                self._forget_key(instance, other.key, other.revision)
             self._put(instance, value, held)
         return Outcome("done", etag=value.etag, created=live is None)
 
@@ -113,20 +124,13 @@ class KvStore(StoreFile):
             return _Held(revision, bool(live), size, etag(body) if body is not None else "")
         return None
 
-    def _make_way(self, instance: UUID, key: str) -> bool:
-        """Whether nothing that can be read is in the way; what cannot be is removed."""
+    def _in_the_way(self, instance: UUID, key: str) -> list[_InTheWay]:
+        """The keys that are folders of this one, or have it as theirs."""
         segments = key.split("/")
         folders = {f"f{n}": "/".join(segments[:n]) for n in range(2, len(segments))}
         marks = ", ".join(f":{name}" for name in folders)
         given = {"instance": str(instance), "key": key, "now": self._clock(), **folders}
-        rows = self._read(_IN_THE_WAY.format(marks=marks), given)
-        if any(live for _, live in rows):
-            return False
-        for other, _ in rows:
-            held = self._held(instance, other, whole=False)
-            if held is not None:
-                self._forget_key(instance, other, held.revision)
-        return True
+        return [_InTheWay(*row) for row in self._read(_IN_THE_WAY.format(marks=marks), given)]
 
     def _over(self, instance: UUID, value: Value, own: int | None, limits: KvLimits) -> str:
         """Why the limits do not allow it, empty if they do. `own`: bytes that the key held, None: it was not there."""

@@ -231,6 +231,12 @@ class TestReadNoMore:
         assert set(over.values(A)) == {key}
         assert over._read("SELECT (SELECT count(*) FROM kv), (SELECT count(*) FROM spent)") == [(1, 0)]
 
+    @pytest.mark.parametrize("refused", [{"limits": KvLimits(value_bytes=0)}, {"if_match": ("*",)}])
+    def test_not_to_what_is_refused(self, over: Store, refused: dict[str, object]) -> None:
+        before = over._read("SELECT * FROM kv"), over._read("SELECT * FROM spent")
+        assert put(over, "guest/a/b", **refused).fate != "done"
+        assert (over._read("SELECT * FROM kv"), over._read("SELECT * FROM spent")) == before
+
     def test_one_that_is_read_stays_in_the_way(self, over: Store) -> None:
         put(over, "guest/b/c")
         assert put(over, "guest/b").fate == "clash"
