@@ -68,7 +68,8 @@ class KvLimits:
 
 
 def clash(key: str, others: Iterable[str]) -> str | None:
-    """A key that is a folder of this one, or the other way round: both cannot be. None if there is none."""
+    """A key that is a folder of this one, or the other way round: both cannot be. None if there is none. The rule; the
+    store asks its index instead."""
     for other in others:
         if other != key and (other.startswith(key + "/") or key.startswith(other + "/")):
             return other

@@ -90,14 +90,14 @@ def parse_name(text: str) -> str:
 
 
 def scopes_of(instance: UUID, project: str, image: str, tags: Mapping[str, str]) -> tuple[Scope, ...]:
-    """All scopes that an instance is in, the broadest first. What is empty is in none."""
+    """All scopes that an instance is in, each once, the broadest first. What is empty is in none."""
     found = [HOST]
     if project:
         found.append(Scope("project", project))
     if image:
         found.append(Scope("image", image))
     found += [Scope("tag", f"{key}={value}") for key, value in sorted(tags.items())]
-    return (*found, Scope("instance", str(instance)))
+    return tuple(dict.fromkeys((*found, Scope("instance", str(instance)))))  # a tag's key may have a = in it
 
 
 @dataclass(frozen=True, slots=True)
