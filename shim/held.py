@@ -96,6 +96,7 @@ class Held:
         self._user = user
         self._audited = Bell()
         self.writing = asyncio.Lock()
+        self.rehearsing = asyncio.Lock()
 
     def policy_of(self, instance: UUID | None) -> Policy:
         """The policy in force; of no instance: the default, though nobody is served by it."""

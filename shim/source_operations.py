@@ -24,7 +24,7 @@ from shim.metadata.compose import Unready, check_fit
 from shim.metadata.document import Document
 from shim.metadata.store_sources import DIRECTORY
 from shim.metadata.view import View
-from shim.rehearsal import Rehearsal, Stage, rehearse
+from shim.rehearsal import Rehearsal, Rehearsed, Stage, rehearse
 from shim.settings import EMBEDDED
 
 SOURCE_BYTES = 262_144
@@ -105,10 +105,10 @@ class SourceOperations(Held):
             raise InputError(f"the source has {len(source.body)} bytes", f"{SOURCE_BYTES} are the most")
         if not source.body and source.reads is Reads.ONCE:
             raise InputError("a source to be read once is empty", "its last byte is what tells that it was read")
+        problems = await self._rehearsed(source) if source.template else []
         async with self.writing:
             before = self._store.source(source.scope, source.name)
             _refuse_directorys(before, source)
-            problems = await self._rehearsed(source) if source.template else []
             with self._store.transaction():
                 self._store.put_source(source)
                 self._refuse_unfit_in([source.scope])
@@ -130,9 +130,9 @@ class SourceOperations(Held):
     async def apply_directory(self, wanted: list[Source], _faults: list[Fault]) -> list[Fault]:
         """Lets the watched folder's sources be these, but for those that cannot be: of such a one the former stays, if
         there was one. What cannot be, and what to do. Raises MetashimError, nothing changed."""
+        before = {_key(one): one for one in self._store.sources() if one.origin == DIRECTORY}
+        good, faults = await self._compiled(wanted, before)  # by a child that takes its time: nobody waits for that
         async with self.writing:
-            before = {_key(one): one for one in self._store.sources() if one.origin == DIRECTORY}
-            good, faults = await self._compiled(wanted, before)
             try:
                 held = self._replaced(good)
             except InputError:
@@ -191,7 +191,7 @@ class SourceOperations(Held):
         return good, faults
 
     async def preview(self, instance: UUID) -> live.PreviewView:
-        found = await rehearse(Rehearsal("preview", [self._stage(instance)]), *self._user)
+        found = await self._tried(Rehearsal("preview", [self._stage(instance)]))
         (played,) = found.instances
         if played.preview is None:
             raise InputError(f"{instance}: {played.fault}", "`metashim show` has its document")
@@ -215,7 +215,7 @@ class SourceOperations(Held):
         InputError: its syntax, or that it takes too much."""
         concerned = self._in_scope(source.scope)[:REHEARSED]
         stages = [self._stage(instance, source) for instance in concerned]
-        found = await rehearse(Rehearsal("check", stages, source.body), *self._user)
+        found = await self._tried(Rehearsal("check", stages, source.body))
         if found.fault:
             raise InputError(f"{source.scope.text}/{source.name}: {found.fault}", "correct the template there")
         return [
@@ -223,6 +223,11 @@ class SourceOperations(Held):
             for played in found.instances
             for words in ([played.fault] if played.fault else [f"{one.id}: {one.what}" for one in played.problems])
         ]
+
+    async def _tried(self, work: Rehearsal) -> Rehearsed:
+        """One at a time: each takes a process, and what memory that may have."""
+        async with self.rehearsing:
+            return await rehearse(work, *self._user)
 
     def _stage(self, instance: UUID, written: Source | None = None) -> Stage:
         """An instance as it would be with a source that is being written."""
