@@ -209,7 +209,10 @@ class Answering(Line, Generic[C]):
             return False
         self._state = _STREAMING
         self._task = self._outgoing = delivery = Delivery(response, receipt, self._transport, last=last)
-        self._write(data[:-1])
+        # In two segments: Linux acknowledges the second at once, and one alone on a kept connection after 40 ms.
+        half = len(data) // 2
+        self._write(data[:half])
+        self._write(data[half:-1])
         self._server.keep(delivery.start(self._set_deadline, self._delivered))
         self._set_deadline()
         return True

@@ -34,7 +34,7 @@ from shim.core.exchange import Receipt, Response
 
 # The first look is at once; a guest of this host has acknowledged in less than the second's time.
 FIRST_PAUSE = 0.0005
-LONGEST_PAUSE = 0.02
+LONGEST_PAUSE = 0.01
 
 _ESTABLISHED = 1
 # struct tcp_info of linux/tcp.h: tcpi_state, tcpi_unacked (in segments), tcpi_notsent_bytes, tcpi_bytes_sent,

@@ -133,7 +133,7 @@ class Server(Generic[C]):
             if sock.family == socket.AF_UNIX:
                 listener = await loop.create_unix_server(self._channel, sock=sock, backlog=BACKLOG)
             else:
-                _keep_alive(sock)
+                _prepare(sock)
                 listener = await loop.create_server(self._channel, sock=sock, backlog=BACKLOG)
             self._listeners.append(listener)
         if self._sweep_timer is None:
@@ -308,8 +308,12 @@ def _patience(limits: Limits) -> dict[Phase, float]:
     }
 
 
-def _keep_alive(sock: socket.socket) -> None:
-    """Set on a listening socket: on Linux the accepted ones inherit it, and cost no system call each."""
+def _prepare(sock: socket.socket) -> None:
+    """Set on a listening socket: on Linux the accepted ones inherit it, and cost no system call each.
+
+    uvloop sets TCP_NODELAY by itself; asyncio's own loop does where the socket's protocol was named.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_IDLE_SECONDS)
