@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from uuid import UUID
@@ -19,6 +18,7 @@ from shim.journal import Changes, Journal
 from shim.kernel import Kernel
 from shim.metadata.store import Store
 from shim.signing import Signing
+from shim.waiting import Bell
 from shim.workers import Workers
 
 
@@ -42,23 +42,6 @@ def feed_entry(port: Port) -> feed.Entry | None:
         auto.until if auto else None,
         auto.on_read if auto else False,
     )
-
-
-class Bell:
-    """Rings for all who wait for the next of something."""
-
-    def __init__(self) -> None:
-        self._news = asyncio.Event()
-
-    def ring(self) -> None:
-        """There is one."""
-        self._news.set()
-        self._news = asyncio.Event()
-
-    async def heard(self, seconds: float) -> None:
-        """Returns at the next ring, or after so many seconds."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
 
 
 class Held:

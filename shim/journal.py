@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from shim.control.live_shapes import ChangesView, ChangeView
 from shim.control.shapes import EventsView, EventView
+from shim.waiting import Bell
 
 KEPT = 1000
 CHANGES_KEPT = 4096
@@ -24,11 +26,11 @@ N = TypeVar("N", bound=_Numbered)
 
 
 class Recent(Generic[N]):
-    """The last things of a kind, numbered from 1."""
+    """The last `kept` things of a kind, numbered from 1."""
 
     def __init__(self, kept: int) -> None:
         self._kept: deque[N] = deque(maxlen=kept)
-        self._news = asyncio.Event()
+        self._news = Bell()
         self.last = 0
         """The number of the last one."""
         self.missed = 0
@@ -38,27 +40,28 @@ class Recent(Generic[N]):
         """Adds what `make` makes of its number."""
         self.last += 1
         self._kept.append(make(self.last))
-        self._news.set()
+        self._news.ring()
 
     async def after(self, seq: int, wait: float, match: Callable[[N], bool] = lambda one: True) -> tuple[list[N], int]:
-        """Those above `seq` that match, or the first that come within `wait` seconds; and how many of any were gone."""
-        if seq > self.last:  # from before a restart
-            seq = 0
+        """Those above `seq` that match, or the first that come within `wait` seconds; and how many were gone unseen,
+        whether they would have matched or not. A `seq` above any is from before a restart: then all are the answer."""
+        seen, missed = (seq if seq <= self.last else 0), 0
+        follows = seen > 0
         deadline = asyncio.get_running_loop().time() + wait
         while True:
-            found = [one for one in self._kept if one.seq > seq and match(one)]
+            missed += max(self.last - len(self._kept) - seen, 0)
+            found = [one for one in self._above(seen) if match(one)]
+            seen = self.last
             left = deadline - asyncio.get_running_loop().time()
             if found or left <= 0:
                 break
-            self._news = asyncio.Event() if self._news.is_set() else self._news
-            try:
-                await asyncio.wait_for(self._news.wait(), left)
-            except TimeoutError:
-                pass
-        oldest = self._kept[0].seq if self._kept else self.last + 1
-        missed = max(oldest - seq - 1, 0)
-        self.missed += missed if seq else 0
+            await self._news.heard(left)
+        self.missed += missed if follows else 0
         return found, missed
+
+    def _above(self, seq: int) -> list[N]:
+        """Those with a higher number, oldest first. Most who ask have seen nearly all."""
+        return list(takewhile(lambda one: one.seq > seq, reversed(self._kept)))[::-1]
 
 
 class Journal:
@@ -83,7 +86,7 @@ class Journal:
     async def after(self, seq: int, wait: float) -> EventsView:
         """The events above `seq`, or the first that come within `wait` seconds."""
         found, missed = await self._events.after(seq, wait)
-        return EventsView(found, self._events.last, missed if found else 0)
+        return EventsView(found, self._events.last, missed)
 
 
 class Changes:
