@@ -175,6 +175,8 @@ class Embedded:
             return _not_modified(rendered.response)
         if rendered.claims:
             return self._claimed(caller, request, rendered, look or (lambda now: self._rendered(now, request)))
+        if entry.policy.auto is None:  # as for most
+            return rendered.response
         reading = self._reading(caller, entry, request, rendered.response)
         return rendered.response if reading is None else replace(rendered.response, receipt=reading)
 

@@ -79,8 +79,9 @@ class OneShot:
 class Claimant:
     """One who asks for what can be read once.
 
-    evaluate  what it gets now, after a look at the store: a Response where it may not have it any more
+    evaluate  what there is now, after a look at the store: a Response where it may not have it any more
     deliver   makes its answer of what is left, where that uses nothing up
+    reading   what is told that an answer was read, if anything is
     """
 
     __slots__ = ("_asks", "_caller", "_deliver", "_evaluate", "_gone", "_reading", "_tried", "pending")
@@ -91,7 +92,7 @@ class Claimant:
         caller: Caller,
         evaluate: Callable[[], Rendered | Response],
         deliver: Callable[[Rendered], Response | Pending],
-        reading: Reading | None,
+        reading: Callable[[Response], Reading | None],
     ) -> None:
         self._asks = asks
         self._caller = caller
@@ -106,31 +107,35 @@ class Claimant:
     def claim(self, rendered: Rendered) -> Pending:
         """Its answer, once the agent says that nobody else has what `rendered` uses up."""
         self._tried += 1
-        self._asks.ask(self._caller, Claim(rendered.claims), lambda outcome: self._told(rendered, outcome))
+        self._asks.ask(self._caller, Claim(rendered.claims), self._told)
         return self.pending
 
-    def _told(self, rendered: Rendered, outcome: Outcome) -> None:
-        whole = outcome.fate == "done" and frozenset(outcome.items) == frozenset(rendered.claims)
-        if whole and not self._gone:
-            receipt = OneShot(self._asks, self._caller, outcome.lease, outcome.items, self._reading)
-            self.pending.settle(replace(rendered.response, receipt=receipt))
-            return
+    def _told(self, outcome: Outcome) -> None:
+        """Its turn has come, after half a minute perhaps: what counts is what there is now."""
+        if not self._gone:
+            now = self._evaluate() if outcome.fate == "done" else _UNAVAILABLE
+            if isinstance(now, Rendered) and now.claims and frozenset(now.claims) == frozenset(outcome.items):
+                reading = self._reading(now.response)
+                receipt = OneShot(self._asks, self._caller, outcome.lease, outcome.items, reading)
+                self.pending.settle(replace(now.response, receipt=receipt))
+                return
         if outcome.lease:
             self._asks.post(self._caller, Release(outcome.lease, outcome.items))
         if not self._gone:
-            self._settle_for_less(outcome)
+            self._settle_for(now)
 
-    def _settle_for_less(self, outcome: Outcome) -> None:
-        """Another was faster: what it left is the answer."""
-        left = self._evaluate() if outcome.fate == "done" and self._tried < CLAIMS_TRIED else _UNAVAILABLE
-        if isinstance(left, Response):
-            self.pending.settle(left)
-        elif left.claims:
-            self.claim(left)
-        elif left.response.status == 404:
+    def _settle_for(self, now: Rendered | Response) -> None:
+        """Another was faster, or there is something else by now."""
+        if isinstance(now, Response):
+            self.pending.settle(now)
+        elif now.claims and self._tried < CLAIMS_TRIED:
+            self.claim(now)
+        elif now.claims:
+            self.pending.settle(_UNAVAILABLE)
+        elif now.response.status == 404:
             self.pending.settle(_GONE)
         else:
-            answer = self._deliver(left)
+            answer = self._deliver(now)
             if isinstance(answer, Pending):
                 answer.then(self.pending.settle)
             else:

@@ -15,9 +15,10 @@ from msgspec.structs import replace
 from shim.catalog import Catalog
 from shim.core.closure import fold
 from shim.core.exchange import Caller, Pending, Rendered, Request, Response
-from shim.core.kv import etag
+from shim.errors import BackendError
 from shim.forward.identify import Entry
 from shim.forward.routes import decode
+from shim.forward.unavailable import broken_off
 from shim.metadata.faces import nothing_used
 from shim.metadata.leaves import user_data, vendor_data_with
 from shim.metadata.tree import Leaf, found, plain
@@ -35,8 +36,8 @@ _LEFT_OUT = frozenset((b"if-none-match", b"if-modified-since", b"range", b"if-ra
 
 Ask = Callable[[Request], Response | Pending]
 """Asks the backend."""
-Look = Callable[[], Rendered | Response]
-Hand = Callable[[Caller, Entry, Request, Look], Response | Pending]
+Look = Callable[[Entry], Rendered | Response]
+Hand = Callable[[Caller, Request, Look], Response | Pending]
 """Hands a guest what a look at the store makes: Embedded.hand."""
 
 
@@ -57,36 +58,48 @@ class Overlay:
             return True  # somebody waits for it to be read
         return (folded in _USER or folded == _VENDOR) and bool(self._catalog.view(entry).sources)
 
-    async def answer(self, caller: Caller, entry: Entry, request: Request, ask: Ask) -> Response:
+    async def answer(self, caller: Caller, request: Request, ask: Ask) -> Response:
         """The composition of what the backend answers and what the store has."""
         headers = tuple(one for one in request.headers if one[0] not in _LEFT_OUT)
         theirs = await settled(ask(Request(b"GET", request.path, request.query, headers)))
         if theirs.status not in (200, 404):
             return theirs
-        body = await collected(theirs.parts, theirs.body, BODY_BYTES) if theirs.status == 200 else None
-        if theirs.status == 200 and body is None:
-            return plain(502, b"the backend's answer is too large\n")
-        return await settled(self._hand(caller, entry, request, partial(self._composed, entry, request, theirs, body)))
+        try:
+            body = await collected(theirs.parts, theirs.body, BODY_BYTES)
+        except BackendError as error:
+            return broken_off(theirs.backend, late=error.late)
+        if body is None:
+            return replace(plain(502, b"the backend's answer is too large\n"), backend=theirs.backend)
+        whole = replace(theirs, body=body, parts=None, length=None)
+        return await settled(self._hand(caller, request, partial(self._composed, request, whole)))
 
-    def _composed(self, entry: Entry, request: Request, theirs: Response, body: bytes | None) -> Rendered | Response:
+    def _composed(self, request: Request, theirs: Response, entry: Entry) -> Rendered | Response:
         view = self._catalog.view(entry)
+        body = theirs.body if theirs.status == 200 else None
         leaf = _vendor(view, body) if _folded(request.path) == _VENDOR else user_data(view, body)
         if leaf is None:
             return theirs
         if leaf.body == body:
-            same = replace(theirs, body=leaf.body, parts=None, length=None)
-            return Rendered(same, etag(leaf.body), (), view.until)
+            return Rendered(theirs, _tag_of(theirs), (), view.until)
         made = found(view, leaf.body, leaf.content_type, leaf.claims, leaf.tag)
         answer = replace(made, response=replace(made.response, backend=EMBEDDED))
         return nothing_used(answer) if request.method == b"HEAD" and made.claims else answer
 
 
 def _vendor(view: View, body: bytes | None) -> Leaf | None:
-    """None where the backend's is no JSON: then it is its word."""
+    """None where the backend's is its word alone: it is no JSON, or no source has a part in it."""
     try:
-        return vendor_data_with(view, msgspec.json.decode(body) if body else None)
+        theirs = msgspec.json.decode(body) if body else None
     except msgspec.DecodeError:
         return None
+    made = vendor_data_with(view, theirs)
+    return None if made.body == msgspec.json.encode({} if theirs is None else theirs) else made
+
+
+def _tag_of(response: Response) -> str:
+    """A backend's own entity tag, without quotes."""
+    tags = (value for name, value in response.headers if name.lower() == b"etag")
+    return next(tags, b"").decode("latin-1").removeprefix("W/").strip('"')
 
 
 def _folded(path: bytes) -> str:

@@ -136,7 +136,7 @@ class Service:
                 return ask(request)
         except StoreError:
             return UNAVAILABLE
-        return self._overlay.answer(caller, entry, request, ask)
+        return self._overlay.answer(caller, request, ask)
 
     def _limited(self, entry: Entry, answer: Callable[[], Answer]) -> Answer:
         """One more of what an instance may have under way."""

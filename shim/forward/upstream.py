@@ -24,7 +24,7 @@ from shim.core.address import Address
 from shim.core.exchange import Parts, Pending, Request, Response
 from shim.errors import BackendError
 from shim.forward.health import Finding, Health, State, judge
-from shim.forward.unavailable import RETRY_AFTER, unavailable
+from shim.forward.unavailable import broken_off, unavailable
 
 logger = logging.getLogger("shim.forward")
 
@@ -34,11 +34,6 @@ QUICK_SECONDS = 0.1
 """When all addresses failed as soon as this, the first is tried once more: it may have closed a kept connection
 at the very moment."""
 REPORT_SECONDS = 10.0
-
-_BODIES = {
-    502: b"the metadata service broke off its answer\n",
-    504: b"the metadata service did not answer in time\n",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +116,7 @@ class Upstream:
         self._turn = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._reports = Reports(name)
-        self._failures = {status: Response(status, RETRY_AFTER, body, backend=name) for status, body in _BODIES.items()}
-        self._failures[503] = unavailable(name)
+        self._unavailable = unavailable(name)
         self._preferred = self._usable = self._endpoints
         now = clock()
         for endpoint in self._endpoints:
@@ -155,7 +149,7 @@ class Upstream:
         """The answer, whatever happens a Response; cancelling it gives the request up. At once if no address is up."""
         preferred = self._preferred
         if not preferred:
-            return self._failures[503]
+            return self._unavailable
         self._turn = turn = (self._turn + 1) % len(preferred)
         if request.parts is not None:
             request = replace(request, parts=Once(request.parts))
@@ -181,7 +175,7 @@ class Upstream:
 
     def failure(self, error: BackendError) -> Response:
         """What the guest is told of it."""
-        return self._failures[(504 if error.late else 502) if error.sent else 503]
+        return broken_off(self.name, late=error.late) if error.sent else self._unavailable
 
     # Health.
 

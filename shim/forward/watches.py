@@ -22,12 +22,14 @@ SLICE_SECONDS = 0.002
 TICK_SECONDS = 0.1
 """How late one may be told that its time is over: those of one tick share a timer, as thousands would cost."""
 
-Key = tuple[int, int, bytes, bytes, bytes, bool]
+Key = tuple[int, int, bytes, bytes, bytes, str]
 
 Evaluate = Callable[[Caller, Request], Rendered | Response]
 """What a caller gets for a request now; a Response where it may not have it any more."""
 Deliver = Callable[[Rendered], Response | Pending]
 """An answer made of what is now. A Response without a receipt is the same for all who ask for the same."""
+Late = Callable[[], Response | Pending]
+"""What one gets whose time is over."""
 
 
 class Waiter:
@@ -47,9 +49,7 @@ class _Group:
 
     __slots__ = ("caller", "deliver", "instance", "key", "late", "request", "waiters")
 
-    def __init__(
-        self, key: Key, caller: Caller, request: Request, deliver: Deliver, late: Callable[[], Response]
-    ) -> None:
+    def __init__(self, key: Key, caller: Caller, request: Request, deliver: Deliver, late: Late) -> None:
         self.key = key
         self.caller = caller
         self.instance = caller.instance
@@ -92,15 +92,15 @@ class Watches:
         known: Rendered,
         seconds: float,
         deliver: Deliver,
-        late: Callable[[], Response],
-        is_gce: bool = False,
+        late: Late,
+        way: str = "",
     ) -> Pending:
         """The answer of one who has `known`, which is what is now: once that is another, or `late` after `seconds`.
 
-        `request` decides what is asked for by its path, its query and its Metadata-Flavor; with `is_gce` it decides
-        `deliver` and `late` too.
+        `request` decides what is asked for by its path, its query and its Metadata-Flavor. Those who ask for the same
+        in the same `way` share `deliver` and `late`.
         """
-        group = self._group(caller, request, deliver, late, is_gce)
+        group = self._group(caller, request, deliver, late, way)
         waiter = Waiter(group, known.etag)
         group.waiters[waiter] = None
         self._count += 1
@@ -111,11 +111,9 @@ class Watches:
             self._expect(caller.instance, known.until)
         return waiter.pending
 
-    def _group(
-        self, caller: Caller, request: Request, deliver: Deliver, late: Callable[[], Response], is_gce: bool
-    ) -> _Group:
+    def _group(self, caller: Caller, request: Request, deliver: Deliver, late: Late, way: str) -> _Group:
         flavor = request.header(b"metadata-flavor") or b""
-        key = (caller.slot, caller.generation, request.path, request.query, flavor, is_gce)
+        key = (caller.slot, caller.generation, request.path, request.query, flavor, way)
         groups = self._groups.setdefault(caller.instance, {})
         group = groups.get(key)
         if group is None:
