@@ -20,6 +20,7 @@ from typing import Any
 
 from demo import guest as guests
 from demo.guest import ADDRESSES, INSTANCE_ID, Kept, Load, curl, curl_status, knock
+from demo.live import live
 from demo.show import Show, WrongError, expect
 from demo.stage import ROOT, Stage
 from shim import cli
@@ -69,7 +70,8 @@ class Scene:
     def verb(self, *words: str) -> str:
         """One of metashim's verbs; what it prints. Raises WrongError unless it succeeds."""
         written, err = io.BytesIO(), io.StringIO()
-        with contextlib.redirect_stdout(io.TextIOWrapper(written)), contextlib.redirect_stderr(err):
+        out = io.TextIOWrapper(written)  # which closes what it wraps, once nobody has it
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = cli.main(["--config", str(self.stage.config), *words])
             sys.stdout.flush()
         if status:
@@ -105,6 +107,7 @@ def tell(show: Show, stage: Stage) -> None:
         switch_off(scene, kept)
         agent = agent_dies(scene, agent, kept[scene.bob])
         switch_on(scene, kept[scene.bob])
+        live(scene, ALICE)
         accounts(scene)
         nothing_leaked(scene)
         take_down(scene, agent)
