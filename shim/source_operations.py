@@ -108,7 +108,7 @@ class SourceOperations(Held):
         problems = await self._rehearsed(source) if source.template else []
         async with self.writing:
             before = self._store.source(source.scope, source.name)
-            _refuse_directorys(before, source)
+            self._refuse_directorys(before)
             with self._store.transaction():
                 self._store.put_source(source)
                 self._refuse_unfit_in([source.scope])
@@ -120,12 +120,18 @@ class SourceOperations(Held):
     async def delete_source(self, scope: Scope, name: str, *, who: str) -> None:
         async with self.writing:
             found = await self.source(scope, name)
-            _refuse_directorys(found, found)
+            self._refuse_directorys(found)
             with self._store.transaction():
                 self._store.delete_source(scope, name)
                 self._store.audit(who, "source remove", _instance_of(scope), _named(found))
             await self._published()
         self.freed()
+
+    def _refuse_directorys(self, source: Source | None) -> None:
+        """Raises ConflictError for a file's. Once no folder is watched any more, these are as all others."""
+        if source is not None and source.origin == DIRECTORY and self._config.sources.directory:
+            what = f"{source.scope.text}/{source.name} is a file of sources.directory"
+            raise ConflictError(what, "change or remove the file")
 
     async def apply_directory(self, wanted: list[Source], _faults: list[Fault]) -> list[Fault]:
         """Lets the watched folder's sources be these, but for those that cannot be: of such a one the former stays, if
@@ -302,10 +308,3 @@ def _named(source: Source) -> str:
 
 def _instance_of(scope: Scope) -> UUID | None:
     return UUID(scope.value) if scope.kind == "instance" else None
-
-
-def _refuse_directorys(before: Source | None, source: Source) -> None:
-    if before is not None and before.origin == DIRECTORY:
-        raise ConflictError(
-            f"{source.scope.text}/{source.name} is a file of sources.directory", "change or remove the file"
-        )

@@ -37,7 +37,7 @@ def add(site: Hypervisor, scope: object, name: str, body: bytes, **parameters: o
 
 def trail(site: Hypervisor, instance: UUID | None = None, after: int = 0) -> list[AuditRow]:
     """The audit trail, oldest first."""
-    return site.api.audit(after, instance=instance, limit=1000).audit
+    return site.api.audit(instance, after, 1000).rows
 
 
 def parts_of(body: bytes) -> list[bytes]:
