@@ -29,6 +29,7 @@ class Asks:
         self._write: Callable[[bytes], None] | None = None
         self._number = 0
         self._open: dict[int, _Open] = {}
+        self._posted: set[tuple[int, int, Ask]] = set()
 
     def __len__(self) -> int:
         """How many are open."""
@@ -67,8 +68,12 @@ class Asks:
         return await future
 
     def post(self, caller: Caller, ask: Ask) -> None:
-        """Tell the agent, now or when there is one."""
-        self.ask(caller, ask, lambda outcome: None, until_told=True)
+        """Tell the agent, now or when there is one. What it is being told already is not told twice: while there is
+        none, a guest may read the same as often as it likes."""
+        said = caller.slot, caller.generation, ask
+        if said not in self._posted:
+            self._posted.add(said)
+            self.ask(caller, ask, lambda outcome: self._posted.discard(said), until_told=True)
 
     def told(self, message: feed.Told) -> None:
         """The agent's answer."""

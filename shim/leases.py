@@ -74,23 +74,33 @@ class Leases:
                 del self._items[lease.instance, item]
             self._serve(lease.instance)
 
+    def owner(self, reader: Hashable, number: int) -> UUID | None:
+        """Whose items a lease of this reader's is over; None if it has no such lease."""
+        lease = self._held.get(number)
+        return lease.instance if lease is not None and lease.reader == reader else None
+
     def gone(self, reader: Hashable) -> None:
         """A reader has ended: nobody hears it any more."""
-        for instance, claims in self._waiting.items():
-            self._waiting[instance] = deque(one for one in claims if one.reader != reader)
+        for instance, claims in list(self._waiting.items()):
+            left = deque(one for one in claims if one.reader != reader)
+            if left:
+                self._waiting[instance] = left
+            else:
+                del self._waiting[instance]
         for lease in [one for one in self._held.values() if one.reader == reader]:
             self.end(lease.number)
         for instance in list(self._waiting):  # who stood behind it may be first now
             self._serve(instance)
 
     def _serve(self, instance: UUID) -> None:
-        """Those at the front of an instance's queue whose turn it is."""
-        claims = self._waiting.get(instance)
-        while claims and not any((instance, item) in self._items for item in claims[0].items):
+        """Those at the front of an instance's queue whose turn it is. Who is told may claim again meanwhile."""
+        while claims := self._waiting.get(instance):
+            if any((instance, item) in self._items for item in claims[0].items):
+                return
             claim = claims.popleft()
+            if not claims:
+                del self._waiting[instance]
             claim.tell(self._grant(instance, claim))
-        if not claims:
-            self._waiting.pop(instance, None)
 
     def _grant(self, instance: UUID, claim: _Claim) -> Outcome:
         try:

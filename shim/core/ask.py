@@ -18,6 +18,8 @@ Items = Annotated[tuple[Item, ...], Meta(max_length=ITEMS_MAX)]
 Prefix = Annotated[str, Meta(max_length=256)]
 Etags = Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=16)]
 """Of If-Match or If-None-Match, without quotes; `*` is any."""
+Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+"""Of a lease; 0 is none."""
 
 
 class Put(msgspec.Struct, frozen=True, tag="put"):
@@ -66,14 +68,14 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
 class Spend(msgspec.Struct, frozen=True, tag="spend"):
     """All but the last byte has arrived: the lease's items count as read from now on. May be asked again."""
 
-    lease: int
+    lease: Number
     items: Items
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
     """The lease is over, and its last byte did not go out: its items can be read again."""
 
-    lease: int
+    lease: Number
     items: Items
 
 

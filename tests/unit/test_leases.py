@@ -108,6 +108,43 @@ def test_a_lease_of_a_former_agent_may_be_spent_unless_another_has_it() -> None:
     assert shelf.leases.may_spend(shelf.lease("another"), A, ("x",))
 
 
+def test_whose_a_lease_is() -> None:
+    shelf = Shelf("x")
+    shelf.claim("first", "x", instance=B)
+    number = shelf.lease("first")
+    assert shelf.leases.owner("w1", number) == B
+    assert shelf.leases.owner("w2", number) is None, "no reader speaks of another's"
+    assert shelf.leases.owner("w1", number + 1) is None
+    shelf.leases.end(number)
+    assert shelf.leases.owner("w1", number) is None
+
+
+def test_who_claims_again_as_it_is_told_waits_behind_the_others() -> None:
+    shelf = Shelf("x")
+    told: list[str] = []
+
+    def again(outcome: Outcome) -> None:
+        told.append("first")
+        if len(told) == 1:
+            shelf.claim("again", "x")
+
+    shelf.claim("holds", "x")
+    shelf.leases.claim("w1", A, ("x",), again)
+    shelf.leases.end(shelf.lease("holds"))
+    assert told == ["first"] and shelf.names == ["holds"]
+    shelf.leases.end(2)
+    assert shelf.names == ["holds", "again"]
+
+
+def test_nothing_is_remembered_of_those_who_went() -> None:
+    shelf = Shelf("x")
+    for reader in ("w1", "w1", "w2"):
+        shelf.claim("reads", "x", reader=reader)
+    shelf.leases.gone("w2")
+    shelf.leases.gone("w1")
+    assert (len(shelf.leases), shelf.leases._waiting, shelf.leases._items) == (0, {}, {})
+
+
 def test_a_lease_that_is_over_ends_once() -> None:
     shelf = Shelf("x")
     shelf.claim("first", "x")
