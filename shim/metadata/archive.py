@@ -106,6 +106,7 @@ def restore(
         raise InputError(f"there is no {source}", "name a file that `metashim backup` wrote")
     if store.exists() and store.samefile(source):
         raise ConflictError(f"{source} is the store itself", "name a file that `metashim backup` wrote")
+    store = store.resolve()  # SQLite's own names for what belongs to it are beside the file itself
     fresh = Path(f"{store}.restoring")
     _remove(fresh)  # of one that was killed
     try:

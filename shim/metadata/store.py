@@ -87,7 +87,8 @@ class Store(SourceStore, KvStore, MarkStore):
     def instances(self) -> frozenset[UUID]:
         """All instances that anything is kept of."""
         statement = " UNION ".join(f"SELECT instance FROM {table}" for table in _OF_INSTANCES)
-        rows = self._read(f"{statement} UNION SELECT substr(scope, 10) FROM sources WHERE scope LIKE 'instance:%'")
+        own = "SELECT substr(scope, 10) FROM sources WHERE scope >= 'instance:' AND scope < 'instance;'"
+        rows = self._read(f"{statement} UNION {own}")
         with explained(self.path):
             return frozenset(UUID(instance) for (instance,) in rows)
 

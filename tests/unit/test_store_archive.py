@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -314,6 +315,37 @@ class TestRestore:
         assert [reader.ask(A) for reader in readers] == [[restored.revision + 1, "newer"]] * 2
         again.close()
 
+    @pytest.mark.parametrize("larger", [False, True])
+    def test_beside_readers_that_have_the_former_one_open_and_are_silent(
+        self, hall: Hall, copy: Path, larger: bool
+    ) -> None:
+        """They hold its -shm, in which its size stands: the agent must not go by that."""
+        sizes = {False: 3, True: 200}
+        store = Store(hall.path, GROUP)
+        for number in range(sizes[larger]):
+            store.put_document(UUID(int=number), named("x" * 4_000))
+        store.put_document(A, named("old"))
+        backup(hall.path, copy)
+        for number in range(1_000, 1_000 + sizes[not larger]):
+            store.put_document(UUID(int=number), named("x" * 4_000))
+        for number in range(200 if larger else 0):
+            store.delete_document(UUID(int=number))
+        store._db.execute("VACUUM")
+        readers = [hall.reader(), hall.reader()]
+        assert [reader.ask(A)[1] for reader in readers] == ["old"] * 2  # type: ignore[index]
+        store.close()
+        restore(copy, hall.path, GROUP)
+        again = Store(hall.path, GROUP)
+        assert again.document(A)[1] is not None
+        revision = 0
+        for number in range(50):
+            revision = again.put_document(UUID(int=2_000 + number), named("y" * 4_000))
+        revision = again.put_document(A, named("new"))
+        assert [reader.ask(A) for reader in readers] == [[revision, "new"]] * 2
+        assert len(again.documents()) == sizes[larger] + 51
+        again.close()
+        Store(hall.path, GROUP).close()
+
     def test_by_a_reader_that_watches(self, store: Store, path: Path, copy: Path) -> None:
         prepare(store)
         backup(path, copy)
@@ -455,6 +487,19 @@ class TestRestore:
         again = Store(path)
         assert again.document(A)[1] is not None
         again.close()
+
+    def test_behind_a_link(self, store: Store, path: Path, copy: Path, tmp_path: Path) -> None:
+        prepare(store)
+        before = everything(path)
+        backup(path, copy)
+        store.close()
+        (tmp_path / "elsewhere").mkdir()
+        link = tmp_path / "elsewhere" / "metashim.db"
+        link.symlink_to(path)
+        restored = restore(copy, link)
+        assert link.is_symlink()
+        assert Path(restored.kept).parent == path.parent
+        assert everything(path)["kv"] == before["kv"]
 
     def test_no_room(self, store: Store, path: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         prepare(store)
