@@ -6,12 +6,12 @@ and what they reported is taken over from the store that was there, and the audi
 The order in which a store is put in place (the agent is stopped; workers may go on reading):
 
     1. All of the new one is made beside the old, and is on the disk.
-    2. The old one's log is moved into its main file, which then is all of it, and gets a second name.
+    2. The old one's log is moved into its main file, which then is all of it.
     3. Its -shm and then its empty -wal are removed: with a file that is not theirs they would be its ruin.
-    4. The new one is given the store's name.
+    4. The old one gets a second name, under which it is kept; the new one gets the store's.
 
-Killed before 4 the old one is in place, and whole; then the new one is. Readers see 3 and 4 by inodes (reader.py).
-A damaged store whose log cannot be moved keeps it, under its second name.
+Killed before the end of 4 the old one is in place, and whole; then the new one is. Readers see 3 and 4 by inodes
+(reader.py). A damaged store whose log cannot be moved keeps it, under the second name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from shim.errors import ConflictError, InputError, StoreError
 from shim.metadata.former import Former
 from shim.metadata.schema import RESTORE, examine, explain, explained, is_fresh
 from shim.metadata.store import Store
-from shim.metadata.store_file import share
 
 BUSY_SECONDS = 5.0
 UNKNOWN_REVISIONS = 1_000_000_000
@@ -108,7 +107,7 @@ def restore(
         raise ConflictError(f"{source} is the store itself", "name a file that `metashim backup` wrote")
     store = store.resolve()  # SQLite's own names for what belongs to it are beside the file itself
     fresh = Path(f"{store}.restoring")
-    _remove(fresh)  # of one that was killed
+    _clear_up(fresh, store)
     try:
         with explained(fresh):
             _make_folder(store.parent, gid)
@@ -122,9 +121,18 @@ def restore(
         finally:
             new.close()
         with explained(store):
-            return _put_in_place(fresh, store, gid, int(clock()), restored)
+            return _put_in_place(fresh, store, int(clock()), restored)
     finally:
         _remove(fresh)
+
+
+def _clear_up(fresh: Path, store: Path) -> None:
+    """What one that was killed left: half a copy, or a second name of the store that is in use still. Under that SQLite
+    would give it a log of its own."""
+    _remove(fresh)
+    for name in store.parent.glob(f"{store.name}.before-restore-*"):
+        if store.exists() and name.samefile(store):
+            name.unlink()
 
 
 def _make_folder(folder: Path, gid: int | None) -> None:
@@ -259,26 +267,27 @@ def _connected(path: Path, options: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
 
 
-def _put_in_place(fresh: Path, store: Path, gid: int | None, now: int, restored: Restored) -> Restored:
-    share(fresh, gid)
+def _put_in_place(fresh: Path, store: Path, now: int, restored: Restored) -> Restored:
     _sync(fresh)
-    whole = not store.exists() or _settle(store)
+    there = store.exists()
+    whole = there and _settle(store)
     kept = _free_name(store, now)
-    if store.exists():
-        os.link(store, kept)
-    if not whole or not store.exists():  # a log whose file was moved away is that one's
+    if not whole:  # damaged; or it was moved away, and its log is not
         with contextlib.suppress(FileNotFoundError):
             os.link(_log(store), _log(kept))
     _sync(store.parent)
     Path(f"{store}-shm").unlink(missing_ok=True)
     _log(store).unlink(missing_ok=True)
     _sync(store.parent)
+    if there:
+        os.link(store, kept)
+    _sync(store.parent)
     fresh.rename(store)
     _sync(store.parent)
     for old in (kept, _log(kept)):
         if old.exists():
             old.chmod(0o600)
-    return replace(restored, kept=str(kept) if kept.exists() else "")
+    return replace(restored, kept=str(kept) if there else "")
 
 
 def _settle(store: Path) -> bool:

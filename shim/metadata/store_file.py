@@ -57,7 +57,7 @@ class StoreFile(Reading):
         fresh = is_fresh(self._db, self.path)
         if check and not fresh:
             examine(self._db, self.path)
-        share(self.path, gid)
+        _share(self.path, gid)
         if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             what = f"the store {self.path}: its file system cannot share memory"
             raise StoreError(what, "set state_dir to a local disk")
@@ -71,7 +71,7 @@ class StoreFile(Reading):
                 bring_along(self._db)
         if check:
             look_over(self._db, self.path)
-        share(self.path, gid)
+        _share(self.path, gid)
 
     def close(self) -> None:
         """End the use of the file. Readers go on."""
@@ -187,7 +187,7 @@ def _create(path: Path, gid: int | None) -> None:
     os.close(descriptor)
 
 
-def share(path: Path, gid: int | None) -> None:
+def _share(path: Path, gid: int | None) -> None:
     """Let the group read the file and its two companions, and nobody else."""
     for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
         if name.exists():

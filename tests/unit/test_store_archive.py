@@ -548,7 +548,7 @@ class TestKilled:
         store.put_document(A, named("old"))
         backup(hall.path, copy)
         store.close()
-        found, reader = set(), hall.reader()
+        found, reader, aliases = set(), hall.reader(), 0
         for calls in itertools.count():
             store = Store(hall.path, GROUP)
             last = store.put_document(A, named("new"))
@@ -567,8 +567,12 @@ class TestKilled:
             assert reader.ask(A) == late.ask(A) == [revision, "after"]
             store.close()
             found.add((answer[1], over))  # type: ignore[index]
+            names = [name for name in hall.path.parent.iterdir() if "before-restore" in name.name]
+            aliases += sum(name.samefile(hall.path) for name in names)
             if over:
                 break
+        assert aliases > 0, "a second name of the store in use was left now and then, and never for long"
+        assert not any(name.samefile(hall.path) for name in names)
         assert found == {("new", False), ("old", False), ("old", True)}
         assert calls > 10
 
