@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
 from shim import __version__
 from shim.control import shapes
-from shim.core.ask import Confirm, Delete, Lock, Outcome, Put, Read, Ready, Spend
+from shim.core.ask import Confirm, Delete, Lock, Outcome, Put, Read, Ready, Release, Spend
 from shim.core.closure import parse_prefix
 from shim.core.policy import Access
 from shim.core.port import Port
@@ -235,10 +235,22 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
             await self.latched(instance, parse_prefix(ask.prefix))
         elif isinstance(ask, Ready | Read):
             self.reported(instance, "ready" if isinstance(ask, Ready) else "read")
-        elif isinstance(ask, Spend | Confirm):
-            for item in ask.items:
-                if item.startswith("kv "):
-                    self._changes.deleted(instance, item.split()[1])
+        elif isinstance(ask, Spend | Confirm | Release):
+            for key in _keys_among(outcome.items):
+                self._note_used(instance, key)
+
+    def _note_used(self, instance: UUID, key: str) -> None:
+        """A key was used up, or is back as it was not read after all."""
+        value = self._store.value(instance, key)
+        if value is None:
+            self._changes.deleted(instance, key)
+        else:
+            self._changes.put(instance, key, value.etag, len(value.body))
+
+
+def _keys_among(items: Iterable[str]) -> list[str]:
+    """The keys that items (Value.item) are of; sources are left out."""
+    return [item.split()[1] for item in items if item.startswith("kv ")]
 
 
 def _own_namespace(netns: str) -> None:
