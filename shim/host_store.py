@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from shim.config import Config
 from shim.errors import ConflictError
-from shim.host import alone, proxy_user
+from shim.host import alone, operator_of, proxy_user
 from shim.metadata import archive
 
 
@@ -20,6 +21,6 @@ def restore(config: Config, path: Path) -> archive.Restored:
     _, gid = proxy_user(config)
     try:
         with alone(config):
-            return archive.restore(path, config.store, gid)
+            return archive.restore(path, config.store, gid, who=operator_of(os.getuid()))
     except ConflictError as error:
         raise ConflictError(str(error), "`systemctl stop metashim`, restore, then start it again") from None
