@@ -361,6 +361,9 @@ class Agent:
         found += [Ailment("proxy", f"worker {worker.number} is down", "see the log") for worker in down]
         if trouble := self._signing.trouble:
             found.append(Ailment("tokens", str(trouble), trouble.hint))
+        if self._writes.trouble:
+            words = "until it can be written again guests get 507 or 503 for what they write or read once"
+            found.append(Ailment("store", self._writes.trouble, words))
         found += self._operations.misrouted()
         found += self._operations.down()
         if self._directory is not None:

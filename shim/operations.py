@@ -222,6 +222,9 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
         kept = [(write, outcome) for write, outcome in done if outcome.fate == "done"]
         for write, outcome in kept:
             await self._was_written(write, outcome)
+        for write, outcome in done:
+            if isinstance(write.ask, Read) and outcome.fate in ("full", "unavailable"):
+                self.reported(write.instance, "read")  # it was read: what follows is tried until it can be kept
         if kept:
             await self._published()
 

@@ -118,7 +118,8 @@ class Writes:
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "writes")
         self._store: Store | None = None
-        self._trouble = ""
+        self.trouble = ""
+        """Why what guests ask could not be written the last time; empty: it was."""
         self.counts: dict[tuple[str, str], int] = {}
         """Asks by their kind and fate, since this began."""
 
@@ -212,8 +213,8 @@ class Writes:
 
     def _failed(self, error: Exception) -> Outcome:
         """Why nothing was written, or cannot be looked up; said in the log once, as it is the host's matter."""
-        if str(error) != self._trouble:
-            self._trouble = str(error)
+        if str(error) != self.trouble:
+            self.trouble = str(error)
             unforeseen = None if isinstance(error, StoreError) else error
             log.error("what guests ask cannot be written: %s", error, exc_info=unforeseen)
         return _FULL if isinstance(error, StoreFullError) else _UNWRITTEN
@@ -228,7 +229,9 @@ class Writes:
             if len(batch) == 1:
                 raise
             return [self._apply_one(*one) for one in zip(batch, allowed, strict=True)]
-        self._trouble = ""
+        done = zip(batch, outcomes, strict=True)
+        if any(one.fate == "done" and not isinstance(write.ask, Release) for write, one in done):
+            self.trouble = ""  # a release mostly has nothing to be written
         return outcomes
 
     def _apply_one(self, write: Write, may: bool) -> Outcome:
