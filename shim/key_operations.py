@@ -40,7 +40,11 @@ class KeyOperations(Held):
 
     async def delete_key(self, instance: UUID, key: str, if_match: Etags | None, *, who: str) -> None:
         async with self.writing:
-            _done(self._store.delete_value(instance, key, if_match=if_match), key)
+            before = self._store.value(instance, key)
+            with self._store.transaction():
+                _done(self._store.delete_value(instance, key, if_match=if_match), key)
+                if before is not None and before.reads is not Reads.MANY:
+                    self._store.audit(who, "key remove", instance, f"{key}, {before.reads.value}")
             self._changes.deleted(instance, key)
             await self._published()
 
