@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 from shim import feed
@@ -20,6 +23,12 @@ from shim.metadata.store import Store
 from shim.signing import Signing
 from shim.waiting import Bell
 from shim.workers import Workers
+
+log = logging.getLogger("shim.held")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+H = TypeVar("H", bound="Held")
 
 
 def feed_entry(port: Port) -> feed.Entry | None:
@@ -42,6 +51,32 @@ def feed_entry(port: Port) -> feed.Entry | None:
         auto.until if auto else None,
         auto.on_read if auto else False,
     )
+
+
+def to_its_end(method: Callable[Concatenate[H, P], Coroutine[Any, Any, T]]) -> Callable[
+    Concatenate[H, P], Coroutine[Any, Any, T]
+]:  # fmt: skip
+    """Of an operation that writes: what it has begun it ends, though who asked for it has gone. Else the store, the
+    kernel and the workers would be left with what one of them knows and the others do not."""
+
+    @wraps(method)
+    async def whole(self: H, /, *given: P.args, **named: P.kwargs) -> T:
+        task = asyncio.ensure_future(method(self, *given, **named))
+        self.under_way.add(task)
+        task.add_done_callback(self.under_way.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_unheard)
+            raise
+
+    return whole
+
+
+def _unheard(task: asyncio.Task[Any]) -> None:
+    """Nobody is there any more to be told of its failure."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("what an operator began and did not wait for failed: %s", error)
 
 
 class Held:
@@ -79,6 +114,8 @@ class Held:
         self._user = user
         self._audited = Bell()
         self.writing = asyncio.Lock()
+        self.under_way: set[asyncio.Task[Any]] = set()
+        """Operations that have begun to write."""
         self.rehearsing = asyncio.Lock()
 
     def policy_of(self, instance: UUID | None) -> Policy:

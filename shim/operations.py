@@ -15,8 +15,10 @@ from shim.core.ask import Confirm, Delete, Lock, Outcome, Put, Read, Ready, Rele
 from shim.core.closure import parse_prefix
 from shim.core.policy import Access
 from shim.core.port import Port
+from shim.core.reconcile import closing
 from shim.enrolment import OWN_NETNS
 from shim.errors import KernelError, NotFoundError
+from shim.held import to_its_end
 from shim.identity.resolve import Resolution
 from shim.key_operations import KeyOperations
 from shim.keys import LEAD_SECONDS
@@ -111,6 +113,7 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
             len(self._store.values(instance)),
         )
 
+    @to_its_end
     async def put_document(self, instance: UUID, raw: bytes, *, who: str) -> int:
         async with self.writing:
             with self._store.transaction():
@@ -120,22 +123,27 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
             await self._published()
             return revision
 
+    @to_its_end
     async def delete_instance(self, instance: UUID, *, who: str) -> None:
-        if instance not in self._store.instances():
-            raise NotFoundError(f"nothing is kept of instance {instance}", "`metashim list` shows what is known")
         async with self.writing:
-            latched = self._latches.get(instance, ())
+            if instance not in self._store.instances():
+                raise NotFoundError(f"nothing is kept of instance {instance}", "`metashim list` shows what is known")
+            latched, keys = self._latches.get(instance, ()), self._store.values(instance)
 
             def forget() -> None:
                 self._store.forget(instance)
                 self._store.audit(who, "forget", instance, f"opens {', '.join(latched)}" if latched else "")
 
-            await self._change(instance, self._own_policy(instance), self._default, forget)
-            if self._latches.pop(instance, None):
-                await self._enforce(instance, self._default, opening=True)
-            self._policies.pop(instance, None)
+            await self._close_and_keep(instance, closing(self._own_policy(instance), self._default), forget)
+            self._latches.pop(instance, None)
+            del self._policies[instance]
             self._plan(instance, self._default)
+            for key in keys:
+                self._changes.deleted(instance, key)
+            await self._put_in_force(instance, workers_first=True)
+            self._note_policy(instance)
             await self._published()
+        self.freed()  # what the watched folder has for it is to be there again
 
     def down(self) -> list[shapes.Ailment]:
         """Addresses that are down, and backends of which all are."""
@@ -159,6 +167,7 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
             views.append(shapes.TokenUseView(instance, self._mode(policy), policy.tokens is not None, *counts))
         return shapes.TokensView(self._config.tokens.mode, views)
 
+    @to_its_end
     async def rotate_keys(self, drop: bool, *, who: str) -> shapes.KeysView:
         async with self.writing:
             number, keys = self._signing.rotate(drop=drop)
@@ -172,6 +181,7 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
         kept = self._store.attachments()
         return [shapes.AttachmentView(tap, instance, netns) for (netns, tap), instance in sorted(kept.items())]
 
+    @to_its_end
     async def attach(self, netns: str, tap: str, instance: UUID, *, who: str) -> None:
         _own_namespace(netns)
         async with self.writing:
@@ -181,6 +191,7 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
             self._audited.ring()
             await self._resolve_again()
 
+    @to_its_end
     async def detach(self, netns: str, tap: str, *, who: str) -> None:
         async with self.writing:
             with self._store.transaction():

@@ -17,10 +17,10 @@ from msgspec import UNSET
 from shim.control import shapes
 from shim.control.operations import PolicyChange
 from shim.core.closure import WHOLE
-from shim.core.policy import Access, Composition, Family, Policy, Routes
+from shim.core.policy import Access, Auto, Composition, Family, Policy, Routes
 from shim.core.reconcile import closing
-from shim.errors import InputError, KernelError, MetashimError
-from shim.held import Held
+from shim.errors import InputError, KernelError, MetashimError, StoreError
+from shim.held import Held, to_its_end
 from shim.metadata.store import Store
 from shim.settings import EMBEDDED, FORWARDED
 
@@ -33,30 +33,17 @@ workers refuse all else from the first."""
 AGAIN_SECONDS = 5.0
 
 
+Due = tuple[UUID, Auto | None]
+"""What is to come about of an instance: its auto, or (None) that it locked all."""
+
+
 class Policies(Held):
     """See Operations for the methods."""
 
     def __init__(self, *parts: Any, **named: Any) -> None:
         super().__init__(*parts, **named)
         self._planned: dict[UUID, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def _later(self, seconds: float, what: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Does it after so many seconds, and again until it succeeds: what is to be closed must not stay open."""
-
-        async def run() -> None:
-            await asyncio.sleep(seconds)
-            while True:
-                try:
-                    await what()
-                    return
-                except MetashimError as error:
-                    log.error("%s (%s)", error, error.hint)
-                await asyncio.sleep(AGAIN_SECONDS)
-
-        task = asyncio.ensure_future(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._due: dict[Due, asyncio.Task[None]] = {}
 
     async def policy(self, instance: UUID) -> shapes.PolicyView:
         return self._policy_view(instance)
@@ -85,6 +72,7 @@ class Policies(Held):
     def _mode(self, policy: Policy) -> str:
         return policy.tokens.value if policy.tokens else self._config.tokens.mode
 
+    @to_its_end
     async def set_policy(self, instance: UUID, change: PolicyChange, *, who: str) -> shapes.PolicyView:
         if change.routes is not UNSET and (absent := self._absent_backends(change.routes)):
             name = absent[0]
@@ -93,25 +81,25 @@ class Policies(Held):
         async with self.writing:
             before = self._own_policy(instance)
             after = change.of(before)
-            await self._set(instance, before, after, who, "policy")
+
+            def keep() -> None:
+                self._store.put_policy(instance, after)
+                if after.auto is not None and after.auto != before.auto:
+                    self._store.forget_reports(instance)  # what is there from now on came after this
+                self._store.audit(who, "policy", instance, told(after))
+
+            await self._close_and_keep(instance, closing(before, after), keep)
+            self._plan(instance, after)
+            await self._enforce(instance, after, workers_first=True)
+            self._note_policy(instance)
             return self._policy_view(instance)
-
-    async def _set(self, instance: UUID, before: Policy, after: Policy, who: str, what: str) -> None:
-        def keep() -> None:
-            self._store.put_policy(instance, after)
-            if after.auto is not None and after.auto != before.auto:
-                self._store.forget_reports(instance)  # what is there from now on came after this
-            self._store.audit(who, what, instance, told(after))
-
-        await self._change(instance, before, after, keep)
-        self._note_policy(instance)
-        self._plan(instance, after)
 
     def _note_policy(self, instance: UUID) -> None:
         self._audited.ring()
-        view = self._policy_view(instance)
-        self._journal.note("policy", _told(view), instance=instance)
+        text = _told(self._policy_view(instance), self._own_policy(instance).auto)
+        self._journal.note("policy", text, instance=instance)
 
+    @to_its_end
     async def unlock(self, instance: UUID, prefix: str | None, *, who: str) -> shapes.UnlockedView:
         async with self.writing:
             with self._store.transaction():
@@ -122,10 +110,7 @@ class Policies(Held):
             if left:
                 self._latches[instance] = left
             if opened:
-                own = instance in self._policies
-                await self._enforce(instance, self._own_policy(instance), opening=True)
-                if not own:
-                    del self._policies[instance]
+                await self._put_in_force(instance, workers_first=True)
                 self._note_policy(instance)
             return shapes.UnlockedView(list(opened), self._policy_view(instance))
 
@@ -145,38 +130,43 @@ class Policies(Held):
             if (absent := self._absent_backends(policy.routes))
         ]  # fmt: skip
 
-    async def _change(self, instance: UUID, before: Policy, after: Policy, keep: Callable[[], None]) -> None:
-        """Closes first, then keeps, then opens; if it cannot be kept, all is as before."""
-        own = instance in self._policies
+    async def _close_and_keep(self, instance: UUID, closed: Policy, keep: Callable[[], None]) -> None:
+        """Closes, then keeps what is to hold; if it cannot be kept, all is as before."""
+        before = self._policies.get(instance)
         try:
             with self._store.transaction():
                 keep()
-                await self._enforce(instance, closing(before, after))
+                await self._enforce(instance, closed)
         except MetashimError:
-            await self._restore(instance, before if own else None)
+            await self._restore(instance, before)
             raise
-        await self._enforce(instance, after, opening=True)
 
     async def _restore(self, instance: UUID, before: Policy | None) -> None:
         """Puts back what was in force, None for the default; where the kernel will not, the agent goes on trying."""
-        with contextlib.suppress(KernelError):
-            await self._enforce(instance, before or self._default, opening=True)
         if before is None:
             self._policies.pop(instance, None)
+        else:
+            self._policies[instance] = before
+        with contextlib.suppress(KernelError):
+            await self._put_in_force(instance, workers_first=True)
 
-    async def _enforce(self, instance: UUID, policy: Policy, *, opening: bool = False) -> None:
-        """Puts a policy in force, kernel first when closing, workers first when opening, as each knows least then.
-        What the guest locked is locked in it."""
+    async def _enforce(self, instance: UUID, policy: Policy, *, workers_first: bool = False) -> None:
+        """Makes a policy an instance's own, and puts it in force. Raises KernelError."""
         self._policies[instance] = policy
+        await self._put_in_force(instance, workers_first=workers_first)
+
+    async def _put_in_force(self, instance: UUID, *, workers_first: bool = False) -> None:
+        """Kernel first when closing, workers first when opening, as each knows least then. What the guest locked is
+        locked in it. Raises KernelError: the agent goes on trying then; workers that come last have not been told."""
         policy = self.policy_of(instance)
         ports = await self._enrolment.ports_by_now(instance)
-        if opening:
+        if workers_first:
             await self._tell(ports, policy)
         await self._enrolment.settle([port.ifindex for port in ports])
         failed = [error for port in ports if (error := self._enrolment.failures.get(port.ifindex))]
         if failed:
             raise KernelError(f"{instance}: {failed[0]}", failed[0].hint, failed[0].errno)
-        if not opening:
+        if not workers_first:
             await self._tell(ports, policy)
 
     # What ends by itself.
@@ -191,29 +181,43 @@ class Policies(Held):
         await self._tell(ports, replace(self._own_policy(instance), latched=self._latches[instance]))
         self._journal.note("lock", prefix, instance=instance)
         if prefix == WHOLE:
-            self._later(LAST_WORDS_SECONDS, partial(self._shut, instance))
+            self._later((instance, None), LAST_WORDS_SECONDS, partial(self._shut, instance))
 
     async def _shut(self, instance: UUID) -> None:
-        """The kernel refuses an instance that locked all."""
+        """The kernel refuses an instance that locked all, unless it was unlocked meanwhile."""
         async with self.writing:
-            policy = self.policy_of(instance)
-            ports = await self._enrolment.ports_by_now(instance)
-            await self._enrolment.settle([port.ifindex for port in ports])
-            await self._tell(ports, policy)
+            await self._put_in_force(instance)
 
     def reported(self, instance: UUID, kind: str) -> None:
         """The guest says that it is `ready`, or has `read` its user-data: what waited for that comes about."""
         auto = self._own_policy(instance).auto
         if auto is not None and ((kind == "ready" and auto.on_ready) or (kind == "read" and auto.on_read)):
             words = "the guest is ready" if kind == "ready" else "its user-data was read"
-            self._later(LAST_WORDS_SECONDS, partial(self.come_due, instance, words))
+            self._later((instance, auto), LAST_WORDS_SECONDS, partial(self.come_due, instance, auto, words))
 
-    async def come_due(self, instance: UUID, words: str) -> None:
-        """Disables an instance as its policy's auto says, and takes that off the policy."""
+    async def come_due(self, instance: UUID, auto: Auto, words: str) -> None:
+        """Disables an instance as the `auto` of its policy says, and takes that off the policy, unless an operator has
+        done so. It is closed whether that can be kept or not: the store has why, and the next agent does it again."""
         async with self.writing:
             before = self._own_policy(instance)
-            if before.auto is not None:
-                await self._set(instance, before, ended(before), f"agent: {words}", "disable")
+            if before.auto != auto:
+                return
+            after = ended(before)
+            await self._enforce(instance, replace(after, auto=auto), workers_first=True)  # the kernel may fail
+            with self._store.transaction():
+                self._store.put_policy(instance, after)
+                self._store.audit(f"agent: {words}", "disable", instance, told(after))
+            self._policies[instance] = after
+            self._plan(instance, after)
+            self._note_policy(instance)
+            await self._put_in_force(instance)
+
+    def _later(self, due: Due, seconds: float, what: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Does it after so many seconds, and again until it succeeds: what is to be closed must not stay open. Once for
+        one thing that is due, however often a guest brings it about."""
+        if due not in self._due:
+            self._due[due] = task = asyncio.ensure_future(_until_done(seconds, what))
+            task.add_done_callback(lambda _: self._due.pop(due))
 
     def _plan(self, instance: UUID, policy: Policy) -> None:
         """Sees to it that its time is not missed."""
@@ -231,7 +235,7 @@ class Policies(Held):
         if policy.auto is None or policy.auto.until is None:
             return
         if policy.auto.until <= time.time():
-            self._later(0, partial(self.come_due, instance, "its time is over"))
+            self._later((instance, policy.auto), 0, partial(self.come_due, instance, policy.auto, "its time is over"))
         else:
             self._plan(instance, policy)
 
@@ -241,8 +245,21 @@ class Policies(Held):
             self._plan(instance, policy)
 
 
+async def _until_done(seconds: float, what: Callable[[], Coroutine[None, None, None]]) -> None:
+    await asyncio.sleep(seconds)
+    while True:
+        try:
+            return await what()
+        except MetashimError as error:
+            log.error("%s (%s)", error, error.hint)
+        except Exception:  # the boundary of one thing that is due
+            log.exception("what is to be closed could not be; it is tried again")
+        await asyncio.sleep(AGAIN_SECONDS)
+
+
 def end_overdue(store: Store, policies: dict[UUID, Policy], now: float) -> None:
-    """What came due while no agent ran has come about before anything is served. Raises StoreError."""
+    """What came due while no agent ran has come about before anything is served: in `policies`, and in the store if
+    that can be written. Raises StoreError where it cannot be read."""
     for instance, policy in policies.items():
         auto = policy.auto
         if auto is None:
@@ -251,9 +268,12 @@ def end_overdue(store: Store, policies: dict[UUID, Policy], now: float) -> None:
         over = auto.until is not None and auto.until <= now
         if over or (auto.on_ready and "ready" in reports) or (auto.on_read and "read" in reports):
             policies[instance] = ended(policy)
-            with store.transaction():
-                store.put_policy(instance, policies[instance])
-                store.audit("agent: at its start", "disable", instance, told(policies[instance]))
+            try:
+                with store.transaction():
+                    store.put_policy(instance, policies[instance])
+                    store.audit("agent: at its start", "disable", instance, told(policies[instance]))
+            except StoreError as error:  # the next start does it again
+                log.error("%s: disabled, which cannot be kept: %s (%s)", instance, error, error.hint)
 
 
 def ended(policy: Policy) -> Policy:
@@ -278,20 +298,21 @@ def told(policy: Policy) -> str:
     if policy.closed:
         said.append(f"closed {', '.join(policy.closed)}")
     if policy.auto is not None:
-        said.append(f"auto {policy.auto.how.value}{_when(policy)}")
+        said.append(_auto_told(policy.auto))
     return "; ".join(said)
 
 
-def _when(policy: Policy) -> str:
-    auto = policy.auto
-    if auto is None:
-        return ""
-    at = f" at {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(auto.until))}" if auto.until is not None else ""
-    return at + (" once read" if auto.on_read else "") + (" once ready" if auto.on_ready else "")
+def _auto_told(auto: Auto) -> str:
+    said = f"auto {auto.how.value}"
+    if auto.until is not None:
+        said += time.strftime(" at %Y-%m-%dT%H:%M:%SZ", time.gmtime(auto.until))
+    return said + (" once read" if auto.on_read else "") + (" once ready" if auto.on_ready else "")
 
 
-def _told(view: shapes.PolicyView) -> str:
+def _told(view: shapes.PolicyView, auto: Auto | None) -> str:
     """A policy in a line of the journal."""
     routes = ", ".join(f"{prefix} {backend}" for prefix, backend in view.routes.items())
-    closed = f", closed {', '.join((*view.closed, *view.latched))}" if view.closed or view.latched else ""
-    return f"IPv4 {view.v4}, IPv6 {view.v6}, hop limit {view.hop_limit}, tokens {view.tokens}, routes {routes}{closed}"
+    said = f"IPv4 {view.v4}, IPv6 {view.v6}, hop limit {view.hop_limit}, tokens {view.tokens}, routes {routes}"
+    if view.closed or view.latched:
+        said += f", closed {', '.join((*view.closed, *view.latched))}"
+    return said + (f", {_auto_told(auto)}" if auto is not None else "")

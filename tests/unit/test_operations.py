@@ -2,120 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from uuid import UUID
 
 import pytest
 
 from shim import feed
-from shim.config import Config, parse
 from shim.control.operations import PolicyChange
 from shim.core.policy import Access, Policy, Tokens
-from shim.core.port import Port, Slots
-from shim.datapath import abi
-from shim.datapath.fake import Fake
-from shim.enrolment import Enrolment
 from shim.errors import InputError, KernelError
 from shim.held import feed_entry
-from shim.identity.alias import Alias
-from shim.identity.resolve import Resolver
-from shim.journal import Changes, Journal
-from shim.keys import Ring
-from shim.metadata.store import Store
-from shim.netlink.links import Link
-from shim.operations import AgentOperations
-from shim.signing import Signing
-from shim.usage import Ledger
-
-ONE, TWO = UUID(int=1), UUID(int=2)
-SETTINGS = abi.pack_settings(["169.254.169.254"], [80], rate=50, burst=200, event_rate=10, flows_per_port=8)
-NOVA = b'[nova]\naddresses = ["http://127.0.0.1:8775"]\nsecret_file = "/etc/metashim/nova.secret"\n'
-
-
-@dataclass
-class Workers:
-    """What workers would be told, in order."""
-
-    ledger: Ledger
-    told: list[tuple[str, object]] = field(default_factory=list)
-    all: tuple[()] = ()
-
-    def put(self, entry: feed.Entry) -> int:
-        self.told.append(("put", entry.tokens))
-        return len(self.told)
-
-    def changed(self) -> int:
-        self.told.append(("changed", None))
-        return len(self.told)
-
-    def keys(self, ring: Ring) -> int:
-        self.told.append(("keys", ring))
-        return len(self.told)
-
-    async def settled(self, number: int) -> None:
-        self.told.append(("settled", number))
-
-
-class Sick(Fake):
-    """A fake whose kernel may refuse a policy."""
-
-    refuses: Callable[[Policy], bool] = staticmethod(lambda policy: False)
-
-    async def ensure(self, port: Port) -> None:
-        if self.refuses(port.policy):
-            raise KernelError(f"cannot write the policy of {port.tap}")
-        await super().ensure(port)
-
-
-class Host:
-    """ONE on tap1, of project p, with operations over it."""
-
-    def __init__(self, folder: Path, config: Config) -> None:
-        self.store = Store(folder / "m.db")
-        self.workers = Workers(Ledger(1, lambda slot, generation: ONE, {"nova": config.nova.addresses}))
-        self.datapath = Sick(SETTINGS, lambda: 0)
-        self.policies = self.store.policies()
-        self.journal, self.changes = Journal(lambda: 0.0), Changes(lambda: 0.0)
-        links = {1: Link(1, "tap1", f"metashim:{ONE}/p")}
-        resolver = Resolver([Alias()])
-        self.enrolment = Enrolment(
-            self.datapath, Slots(8), resolver, links, ("tap*",), lambda i: self.operations.policy_of(i),
-            lambda port, here: None, lambda: 0.0,
-        )  # fmt: skip
-        signing = Signing(folder / "token.keys", lambda: 1e9, self.workers.keys)
-        kernel = SimpleNamespace(datapath=self.datapath, fallback="")
-        self.operations = AgentOperations(
-            config, self.store, kernel, self.enrolment, resolver, self.workers, self.journal, self.changes,
-            self.policies, Policy(), signing, list, (os.getuid(), os.getgid()),
-        )  # type: ignore[arg-type]  # fmt: skip
+from tests.unit import agent_site
+from tests.unit.agent_site import NOVA, ONE, TWO, WHO, Host
 
 
 @pytest.fixture
-def tell(tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """Tells a story of a host with this configuration."""
-    hosts = []
+def tell(tmp_path: Path) -> Callable[..., None]:
+    """Tells a story of a host, with Nova unless another configuration is given."""
 
-    def told(story: Callable[[Host], Awaitable[None]], config: bytes = NOVA) -> None:
-        async def whole() -> None:
-            await hosts[-1].enrolment.settle()
-            await story(hosts[-1])
+    def told(story: agent_site.Story, config: bytes = NOVA) -> None:
+        agent_site.tell(tmp_path, story, config)
 
-        hosts.append(Host(tmp_path, parse(config, "m.toml")))
-        asyncio.run(whole())
-
-    yield told
-    for host in hosts:
-        host.store.close()
+    return told
 
 
 Tell = Callable[..., None]
 URLS = ("http://10.0.0.1:8775", "http://10.0.0.2:8775")
-WHO = "root (uid 0)"
 REQUIRED = PolicyChange(tokens=Tokens.REQUIRED)
 
 
