@@ -175,6 +175,11 @@ class TestLimits:
         assert put(store, "guest/c", b"", limits=SMALL).fate == "done"  # 40
         assert put(store, "guest/c", b"x", limits=SMALL).fate == "quota"
 
+    def test_what_is_written_over_counts_once(self, store: Store) -> None:
+        put(store, "guest/a", b"x" * 10, limits=SMALL)  # 17 bytes
+        put(store, "guest/b", b"x" * 5, limits=SMALL)  # 29
+        assert put(store, "guest/b", b"x" * 10, limits=SMALL).fate == "done"  # 34
+
     def test_what_is_too_large_already_may_shrink(self, store: Store) -> None:
         for name in "abcd":
             put(store, f"guest/{name}", b"x" * 50)
@@ -220,6 +225,7 @@ class TestReadNoMore:
         assert put(over, "guest/a", if_match=(etag(b"1" * 30),)).fate == "changed"
         assert put(over, "guest/a", b"2", if_none_match=("*",)) == Outcome("done", etag=TWO, created=True)
         assert over.values(A)["guest/a"].body == b"2", "written again, it is new"
+        assert over._read("SELECT count(*) FROM spent") == [(0,)]
 
     def test_it_counts_for_no_limit(self, over: Store) -> None:
         assert put(over, "guest/b", b"x" * 10, limits=SMALL).fate == "done"
