@@ -154,7 +154,10 @@ class Answering(Line, Generic[C]):
         else:
             self._hold(data)
         self._tell(response.status, len(response.body) if sent else 0, response.backend)
-        self._go_after(last)
+        if last or self._write_full:
+            self._go_after(last)
+        else:  # the same, as it usually is
+            self._state = _READING
 
     def _go_after(self, last: bool) -> None:
         """A response was written."""
@@ -170,8 +173,14 @@ class Answering(Line, Generic[C]):
     def _tell(self, status: int, body_bytes: int, backend: str = "") -> None:
         """One request is over, for who observes."""
         asked, self._asked = self._asked, None
-        if self._server.observe is not None:
-            self._server.report(self.caller, asked, status, body_bytes, self._begun, backend)
+        observe = self._server.observe
+        if observe is None:
+            return
+        request, seconds = (None, 0.0) if asked is None else (asked.request, self._now() - self._begun)
+        try:
+            observe(self.caller, request, status, body_bytes, seconds, backend)
+        except Exception as error:  # noqa: BLE001 - who observes must not break who is observed
+            self._server.fail_to_observe(error)
 
     # A response in parts.
 

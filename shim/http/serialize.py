@@ -34,7 +34,7 @@ def render(response: Response, head: bool, keep_alive: bool, http10: bool) -> by
     length is chunked, and in HTTP/1.0 ends with the connection. Raises ValueError on a status outside 200 to
     599, a header name that is no token, a value with CR, LF or NUL, a length below 0, or parts with a receipt.
     """
-    if response.parts is None and body_sent(response, head):
+    if response.parts is None and not head and response.status not in _BODILESS:
         return _top(response.status, response.headers, len(response.body), False, keep_alive, http10) + response.body
     if response.parts is not None and response.receipt is not None:
         raise ValueError("a response in parts cannot have a receipt")

@@ -22,7 +22,7 @@ from shim.http.answering import C
 from shim.http.channel import Channel
 from shim.http.limits import Limits
 from shim.http.outbox import Outbox
-from shim.http.parse import Heads, Phase, Received
+from shim.http.parse import Heads, Phase
 from shim.http.serialize import error_response
 
 log = logging.getLogger("metashim.http")
@@ -226,17 +226,9 @@ class Server(Generic[C]):
             self._closings.add(task)
             task.add_done_callback(self._closings.discard)
 
-    def report(
-        self, caller: C, asked: Received | None, status: int, body_bytes: int, begun: float, backend: str
-    ) -> None:
-        """Tell the observer of a request that is over. `begun`: when its handler was called."""
-        if self.observe is None:
-            return
-        request, seconds = (None, 0.0) if asked is None else (asked.request, self.clock() - begun)
-        try:
-            self.observe(caller, request, status, body_bytes, seconds, backend)
-        except Exception as error:  # noqa: BLE001 - who observes must not break who is observed
-            self._log_failure("request not observed", error)
+    def fail_to_observe(self, error: Exception) -> None:
+        """Log a failure of the observer's."""
+        self._log_failure("request not observed", error)
 
     async def _close(self, close: Callable[[], Awaitable[None]]) -> None:
         try:
