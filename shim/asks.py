@@ -57,6 +57,9 @@ class Asks:
         self._number += 1
         number = self._number
         line = feed.encode(feed.Asked(number, caller.slot, caller.generation, ask))
+        if len(line) > feed.LINE_BYTES:  # which the agent would end this worker for, and all whom it serves
+            then(UNAVAILABLE)
+            return
         self._open[number] = _Open(line, then, until_told)
         if self._write is not None:
             self._write(line)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace as struct_replace
 
 from shim.control import live_shapes as live
+from shim.core.ask import ITEMS_MAX
 from shim.core.policy import Composition
 from shim.core.source import BACKEND, Reads, Scope, Source, in_order, scopes_of
 from shim.errors import ConflictError, InputError, NotFoundError
@@ -261,11 +262,13 @@ class SourceOperations(Held):
         numbers that cannot be too small, so that a write for thousands of them takes no longer than one for a few."""
         sizes, documents = self._store.sizes(), self._store.document_sizes()
         shared = [size for scope, size in sizes.items() if not scope.startswith("instance:")]
-        common = sum(count * ROOM_BYTES + size for count, size in shared)
+        common, others = sum(size for _, size in shared), sum(count for count, _ in shared)
         limit = self._config.sources.limit_bytes
         for instance in {one for scope in scopes for one in self._in_scope(scope)}:
-            count, size = sizes.get(f"instance:{instance}", (0, 0))
-            if common + count * ROOM_BYTES + size + documents.get(instance, 0) + ROOM_BYTES > limit:
+            own, size = sizes.get(f"instance:{instance}", (0, 0))
+            count = own + others
+            room = (count + 1) * ROOM_BYTES
+            if common + size + documents.get(instance, 0) + room > limit or count > ITEMS_MAX:
                 self._refuse_unfit(instance)
 
     def _refuse_unfit(self, instance: UUID) -> None:

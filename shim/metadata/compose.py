@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from shim.core.ask import ITEMS_MAX
 from shim.core.policy import Composition
 from shim.core.source import BACKEND, DOCUMENT, MERGE_DEFAULT, Kind, Reads, Scope, Source
 from shim.metadata import template
@@ -209,7 +210,11 @@ def said(every: tuple[Part, ...]) -> tuple[Part, ...]:
 
 
 def _claims(used: tuple[Part, ...]) -> tuple[str, ...]:
-    return tuple(part.item for part in used if part.reads is Reads.ONCE)
+    """Raises Unready if they are more than the agent can be asked for at once."""
+    found = tuple(part.item for part in used if part.reads is Reads.ONCE)
+    if len(found) > ITEMS_MAX:
+        raise Unready("", f"it has {len(found)} parts that are read once, {ITEMS_MAX} are the most")
+    return found
 
 
 def _opened(used: tuple[Part, ...]) -> list[Entity]:

@@ -17,7 +17,8 @@ from shim.metadata.tree import plain
 from shim.metadata.view import View
 
 GCE_KEY_BYTES = 127
-GCE_VALUE_BYTES = 262_144
+VALUE_BYTES = 262_144
+"""More than that kv.value_bytes cannot allow: nobody is asked."""
 
 CONFIRMED_AT_ONCE = 64
 """As many items as a Confirm takes."""
@@ -36,7 +37,7 @@ _TOO_MANY_WAIT = plain(409, b"too many wait to be confirmed: confirm them one by
 _LOCK_TAKES = plain(400, b"lock takes ?prefix= once, or nothing at all, and no body\n")
 _GCE_PATH = plain(400, b"guest attributes are at guest-attributes/NAMESPACE/KEY\n")
 _GCE_KEY = plain(400, b"a namespace and a key have at most 127 bytes each\n")
-_GCE_VALUE = plain(413, b"a value has at most 262144 bytes\n")
+_TOO_LARGE = plain(413, b"a value has at most 262144 bytes\n")
 _DONE = Response(204)
 
 _SAYS: dict[Fate, tuple[int, bytes, Headers]] = {
@@ -102,8 +103,6 @@ def _on_gce(view: View, request: Request, segments: tuple[str, ...]) -> Ask | Re
         return _GCE_PATH
     if any(len(one.encode()) > GCE_KEY_BYTES for one in path[2:]):
         return _GCE_KEY
-    if len(request.body) > GCE_VALUE_BYTES:
-        return _GCE_VALUE
     return _key_written("/".join(("guest", *path[2:])), request, bare=True)
 
 
@@ -191,6 +190,8 @@ def _key_written(key: str, request: Request, *, bare: bool = False) -> Put | Del
         parse_key(key)
         match, none_match = if_match(request, bare=bare), if_none_match(request, bare=bare)
         if request.method == b"PUT":
+            if len(request.body) > VALUE_BYTES:
+                return _TOO_LARGE
             return Put(key, request.body, match, none_match)
         if none_match is not None:
             raise ValueError("DELETE takes If-Match, not If-None-Match")
