@@ -34,7 +34,7 @@ TOLD_AT_ONCE = 16
 FAILURES_LOGGED = 10
 SWEEP_SECONDS = 1.0
 # A receipt's commit that outlasts its connection, when the server ends.
-COMMIT_SECONDS = 1.0
+COMMIT_SECONDS = 0.5
 # The kernel's flow table forgets a flow that is silent for long: keep the idle ones in its mind.
 KEEPALIVE_IDLE_SECONDS = 30
 
