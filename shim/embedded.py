@@ -186,14 +186,15 @@ class Embedded:
         reads = auto is not None and auto.on_read and is_user_data(request, response)
         return Reading(self._asks, caller) if reads else None
 
+    def _reading_by_now(self, caller: Caller, request: Request, response: Response) -> Reading | None:
+        """The same of one who has waited: its policy may be another since."""
+        entry = self._refuse(caller, request.path)
+        return None if isinstance(entry, Response) else self._reading(caller, entry, request, response)
+
     def _claimed(self, caller: Caller, request: Request, rendered: Rendered, look: Look) -> Pending:
         """The answer, once the agent says that nobody else gets what it uses up."""
-
-        def reading(response: Response) -> Reading | None:
-            entry = self._refuse(caller, request.path)
-            return None if isinstance(entry, Response) else self._reading(caller, entry, request, response)
-
         here, deliver = partial(self._here, caller, request, look), partial(self._deliver_now, caller, request)
+        reading = partial(self._reading_by_now, caller, request)
         return Claimant(self._asks, caller, here, deliver, reading).claim(rendered)
 
     def hand(self, caller: Caller, request: Request, look: Look) -> Response | Pending:
@@ -263,6 +264,9 @@ class Embedded:
             if rendered.etag != last:
                 last = rendered.etag
                 yield event(rendered)
+                reading = None if rendered.claims else self._reading_by_now(caller, request, rendered.response)
+                if reading is not None:
+                    reading.done(True)
                 continue  # it may have changed while the guest took it
             pending = self.watches.wait(caller, request, rendered, inf, _something, lambda: _UNAVAILABLE, "stream")
             change: asyncio.Future[Response] = asyncio.get_running_loop().create_future()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 from msgspec.structs import replace
 
 from shim.asks import Asks
@@ -16,6 +17,7 @@ from shim.core.closure import TOPICS, fold
 from shim.core.exchange import Caller, Pending, Rendered, Request, Response
 from shim.forward.routes import decode
 from shim.forward.unavailable import unavailable
+from shim.metadata.target import parameters, says
 from shim.settings import EMBEDDED
 
 CLAIMS_TRIED = 5
@@ -24,16 +26,37 @@ CLAIMS_TRIED = 5
 _UNAVAILABLE = unavailable(EMBEDDED)
 _GONE = Response(410, ((b"content-type", b"text/plain"),), b"it was read already\n", backend=EMBEDDED)
 _USER_DATA = frozenset(path for path in TOPICS["user-data"] if path.endswith(("user-data", "user_data")))
+_ABOVE = {
+    "/computeMetadata": ("v1", "instance", "attributes", "user-data"),
+    "/computeMetadata/v1": ("instance", "attributes", "user-data"),
+    "/computeMetadata/v1/instance": ("attributes", "user-data"),
+    "/computeMetadata/v1/instance/attributes": ("user-data",),
+}
+"""Folders that may show it, and where in them."""
 
 
 def is_user_data(request: Request, response: Response) -> bool:
-    """Whether this answers a GET of user-data, on any face."""
+    """Whether this answers a GET of user-data, on any face, or of what shows it among others."""
     if request.method != b"GET" or response.status != 200:
         return False
     try:
-        return fold(decode(request.path).decode()) in _USER_DATA
+        folded = fold(decode(request.path).decode())
     except ValueError:
         return False
+    return folded in _USER_DATA or (folded in _ABOVE and _is_shown(request, response.body, _ABOVE[folded]))
+
+
+def _is_shown(request: Request, body: bytes, place: tuple[str, ...]) -> bool:
+    """Whether a recursive answer of Compute Engine's face, which is how cloud-init asks there, has it at this place."""
+    if not says(parameters(request.query), "recursive", "true"):
+        return False
+    try:
+        found: object = msgspec.json.decode(body)
+    except msgspec.DecodeError:  # ?alt=text: `path value`, a line each
+        return b"\n" + "/".join(place).encode() + b" " in b"\n" + body
+    for name in place:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found is not None
 
 
 class Reading:

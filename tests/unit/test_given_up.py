@@ -198,3 +198,38 @@ def test_a_stream_and_a_wait_for_the_same_are_answered_each_in_its_way(tmp_path:
         task.cancel()
 
     tell(tmp_path, story)
+
+
+def test_user_data_among_others_and_in_a_stream_was_read_too(tmp_path: Path) -> None:
+    """cloud-init asks Compute Engine's face for all at once."""
+
+    async def story(site: LiveSite) -> None:
+        site.policy(Policy(auto=Auto(on_read=True)))
+        gce = "/computeMetadata/v1/"
+
+        def reads(path: str) -> bool:
+            answer = site.get(path, metadata_flavor="Google")
+            assert answer.status == 200, path
+            return answer.receipt is not None
+
+        shown = ("", "instance/", "instance/attributes/")
+        for path in shown:
+            assert not reads(f"{gce}{path}?recursive=true"), "there is none"
+        site.store.put_source(source("base", b"#!/bin/sh\n"))
+        site.changed()
+        for path in shown:
+            for query in ("recursive=true", "recursive=TRUE&alt=json", "alt=text&recursive=true"):
+                assert reads(f"{gce}{path}?{query}"), (path, query)
+            assert not reads(f"{gce}{path}?alt=json"), path
+        for path in (f"{gce}instance/tags?recursive=true", f"{gce}project/?recursive=true", f"{gce}instance/id"):
+            assert not reads(path), path
+        answer = site.send(USER, accept="text/event-stream")
+        assert isinstance(answer, Response) and answer.parts is not None
+        assert b"#!/bin/sh" in await answer.parts.__anext__()
+        assert site.asked == []
+        follow = asyncio.ensure_future(answer.parts.__anext__())  # it has taken what was sent
+        await asyncio.sleep(0.01)
+        assert [type(one).__name__ for one in site.asked] == ["Read"]
+        follow.cancel()
+
+    tell(tmp_path, story)
