@@ -166,10 +166,11 @@ class _New(Store):
             known = former.last if former.last is not None else last + UNKNOWN_REVISIONS * former.exists
             revision = max(last, known) + 1
             self._write("UPDATE counter SET last = ?, beginning = ?", revision, revision)
+            used_up = self._take_over_spent(former) + self._take_over_files(former)
             restored = Restored(
-                revision,
+                self.revision(),
                 locks=self._each("INSERT OR IGNORE INTO latches VALUES (?, ?, ?)", former.latches),
-                used_up=self._take_over_spent(former),
+                used_up=used_up,
                 reports=self._each("INSERT OR IGNORE INTO reports VALUES (?, ?, ?)", former.reports),
                 audit=self._take_over_audit(former),
                 lost=former.lost,
@@ -180,6 +181,21 @@ class _New(Store):
 
     def _each(self, statement: str, rows: list[tuple[object, ...]]) -> int:
         return sum(self._write(statement, *row) for row in rows)
+
+    def _take_over_files(self, former: Former) -> int:
+        """The watched folder is not as it was when the copy was made: what somebody has used up of it would come back
+        as new at the agent's next start. An operator's source of that name holds."""
+        count = 0
+        for file in former.files:
+            here = self.source(file.scope, file.name)
+            if here is None or (here.origin == file.origin and here.revision != file.revision):
+                revision = self.put_source(file)
+                former.once.add(("", file.scope.text, file.name, revision))
+                for one in former.spent:
+                    if one.revision == file.revision and one.scope == file.scope.text:
+                        put = "INSERT OR IGNORE INTO spent (instance, revision, at) VALUES (?, ?, ?)"
+                        count += self._write(put, one.instance, revision, one.at)
+        return count
 
     def _take_over_spent(self, former: Former) -> int:
         """Of what is the same here."""

@@ -12,6 +12,8 @@ from urllib.parse import quote
 from uuid import UUID
 
 from shim.core.closure import parse_prefix
+from shim.core.source import Source
+from shim.metadata.reads import SOURCE, source_of
 from shim.metadata.schema import APPLICATION_ID, explain, pragma
 
 Row = tuple[Any, ...]
@@ -19,6 +21,8 @@ Row = tuple[Any, ...]
 _SPENT = """SELECT s.instance, t.scope, t.name, s.revision, s.at FROM spent s JOIN sources t ON t.revision = s.revision
     UNION ALL SELECT s.instance, '', t.key, s.revision, s.at FROM spent s
     JOIN kv t ON t.revision = s.revision AND t.instance = s.instance"""
+_FILES = f"""SELECT {SOURCE} FROM sources WHERE origin = 'directory'
+    AND EXISTS (SELECT 1 FROM spent s WHERE s.revision = sources.revision)"""
 _AUDIT = """SELECT seq, at || who || coalesce(instance, '') || what || detail, at, who, instance, what, detail
     FROM audit WHERE seq < (1 << 60) ORDER BY seq"""
 _ONCE = """SELECT '', scope, name, revision FROM sources WHERE reads <> 'many'
@@ -38,7 +42,8 @@ class Spent(NamedTuple):
 @dataclass(slots=True)
 class Former:
     """Rows as the tables have them. `last` is the last revision, None where it cannot be read; `once` are the sources
-    and keys that can be read only once; `lost` says what could not be read."""
+    and keys that can be read only once; `files` the watched folder's of which somebody used one up; `lost` says what
+    could not be read."""
 
     exists: bool = False
     last: int | None = None
@@ -47,6 +52,7 @@ class Former:
     reports: list[Row] = field(default_factory=list)
     audit: list[Row] = field(default_factory=list)
     once: set[Row] = field(default_factory=set)
+    files: list[Source] = field(default_factory=list)
     lost: tuple[str, ...] = ()
 
     @classmethod
@@ -80,6 +86,7 @@ class Former:
         take("what guests locked", "SELECT instance, prefix, at FROM latches", self._take_latch)
         take("what was used up", _SPENT, lambda row: self.spent.append(Spent(str(UUID(row[0])), *row[1:])))
         take("what was used up", _ONCE, self.once.add)
+        take("what was used up", _FILES, lambda row: self.files.append(source_of(row)))
         take("what guests reported", "SELECT instance, kind, at FROM reports", self._take_report)
         take("the audit trail", _AUDIT, self._take_audit)
 
