@@ -117,6 +117,9 @@ class Held:
         self.under_way: set[asyncio.Task[Any]] = set()
         """Operations that have begun to write."""
         self.rehearsing = asyncio.Lock()
+        self.composing = asyncio.Lock()
+        """Held by who writes what is composed, from when it is looked at whether it fits, which may take longer than
+        others are to wait to write."""
 
     def policy_of(self, instance: UUID | None) -> Policy:
         """The policy in force; of no instance: the default, though nobody is served by it."""

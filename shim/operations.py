@@ -115,7 +115,7 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
 
     @to_its_end
     async def put_document(self, instance: UUID, raw: bytes, *, who: str) -> int:
-        async with self.writing:
+        async with self.composing, self.writing:
             with self._store.transaction():
                 revision = self._store.put_document(instance, raw)
                 self._refuse_unfit(instance)

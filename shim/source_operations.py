@@ -6,37 +6,37 @@ Templates, and what operators wrote in YAML, are read by a child process without
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 from msgspec.structs import replace as struct_replace
 
 from shim.control import live_shapes as live
-from shim.core.ask import ITEMS_MAX
 from shim.core.policy import Composition
 from shim.core.source import BACKEND, Reads, Scope, Source, in_order, scopes_of
 from shim.errors import ConflictError, InputError, NotFoundError
+from shim.fitting import Fitting, Load, Owner, breathed, check_view, load_of_document
 from shim.forward.routes import compiled
 from shim.forward.routes import find as backend_of
-from shim.held import Held
-from shim.metadata.compose import Unready, check_fit
+from shim.held import Held, to_its_end
 from shim.metadata.document import Document
 from shim.metadata.store_sources import DIRECTORY
 from shim.metadata.view import View
 from shim.rehearsal import Rehearsal, Rehearsed, Stage, rehearse
 from shim.settings import EMBEDDED
 
+OPERATOR = "operator"
+
 SOURCE_BYTES = 262_144
 """The largest source."""
 
 REHEARSED = 50
 """Instances that a template is tried for when it is written."""
-
-ROOM_BYTES = 1_024
-"""What a part takes in an archive beside its bytes, at most."""
-
 
 Key = tuple[Scope, str]
 Fault = tuple[str, str]
@@ -49,38 +49,71 @@ class SourceOperations(Held):
 
     freed: Callable[[], None] = staticmethod(lambda: None)
 
-    def _view(self, instance: UUID) -> View:
-        """All that is known of an instance, as its guest would be shown it."""
-        _, document = self._store.document(instance)
-        document = document or Document()
+    def __init__(self, *parts: Any, **named: Any) -> None:
+        super().__init__(*parts, **named)
+        self._documents: dict[UUID, tuple[int, _Facts]] = {}
+
+    def _view(self, instance: UUID, sources: list[Source] | None = None) -> View:
+        """All that is known of an instance, as its guest would be shown it; with these sources, if they are given."""
+        document = self._document(instance)
         policy = self.policy_of(instance)
-        scopes = self._scopes(instance, document)
+        scopes = self._scopes(instance, document.project_id, document.image_id, document.tags)
+        load = partial(self._store.sources_for, scopes, instance)
         return View(
             instance,
             document,
             now=time.time(),
-            project=self._project(instance, document),
-            load_sources=lambda: self._store.sources_for(scopes, instance),
+            project=self._project(instance, document.project_id),
+            load_sources=load if sources is None else lambda: self._unspent(instance, sources),
             load_values=lambda: self._store.values(instance),
             composition=policy.composition or Composition(self._config.sources.composition),
             limit=self._config.sources.limit_bytes,
         )
 
-    def _project(self, instance: UUID, document: Document) -> str:
+    def _unspent(self, instance: UUID, sources: list[Source]) -> list[Source]:
+        """Those that the instance has not used up; one that is to be written (it has no revision yet) is new to it."""
+        used = [one.item for one in sources if one.reads is not Reads.MANY and one.revision]
+        left = frozenset(self._store.unspent(instance, used)) if used else frozenset()
+        return [one for one in sources if one.reads is Reads.MANY or not one.revision or one.item in left]
+
+    def _document(self, instance: UUID) -> Document:
+        return self._store.document(instance)[1] or Document()
+
+    def _project(self, instance: UUID, documented: str | None) -> str:
         said = next((port.project for port in self._enrolment.ports_of(instance) if port.project), "")
-        return said or document.project_id or ""
+        return said or documented or ""
 
-    def _scopes(self, instance: UUID, document: Document) -> tuple[Scope, ...]:
-        return scopes_of(instance, self._project(instance, document), document.image_id or "", document.tags)
+    def _scopes(
+        self, instance: UUID, project: str | None, image: str | None, tags: Mapping[str, str]
+    ) -> tuple[Scope, ...]:
+        """Those that an instance is in whose document says this."""
+        return scopes_of(instance, self._project(instance, project), image or "", tags)
 
-    def _in_scope(self, scope: Scope) -> list[UUID]:
-        """The known instances that a source of that scope concerns."""
-        if scope.kind == "instance":
-            return [UUID(scope.value)]
-        known = sorted(self._known(), key=str)
-        if scope.kind == "host":
-            return known
-        return [one for one in known if scope in self._scopes(one, self._store.document(one)[1] or Document())]
+    async def _owners(self, scopes: Collection[Scope]) -> dict[UUID, Owner]:
+        """The known instances that may be in these scopes. What a document says is kept until it is written again."""
+        begun = time.perf_counter()
+        alone = all(scope.kind == "instance" for scope in scopes)
+        stamps = self._store.documents()
+        self._documents = {one: facts for one, facts in self._documents.items() if one in stamps}
+        found = {}
+        for instance in {UUID(one.value) for one in scopes} if alone else self._known():
+            revision = stamps[instance].revision if instance in stamps else 0
+            facts = self._facts(instance, revision)
+            found[instance] = Owner(self._scopes(instance, facts.project, facts.image, facts.tags), facts.load)
+            begun = await breathed(begun)
+        return found
+
+    def _facts(self, instance: UUID, revision: int) -> _Facts:
+        """Of a document, by its revision; 0: there is none."""
+        if not revision:
+            return _UNDOCUMENTED
+        known, facts = self._documents.get(instance, (0, _UNDOCUMENTED))
+        if known != revision:
+            document = self._document(instance)
+            load = load_of_document(instance, document)
+            facts = _Facts(document.project_id, document.image_id, document.tags, load)
+            self._documents[instance] = revision, facts
+        return facts
 
     async def sources(self, scope: Scope | None, instance: UUID | None = None) -> list[live.SourceView]:
         if instance is not None:
@@ -101,25 +134,31 @@ class SourceOperations(Held):
             raise NotFoundError(f"{scope.text} has no source {name}", "`metashim userdata list` shows those there are")
         return found
 
+    @to_its_end
     async def put_source(self, source: Source, *, who: str) -> live.SourceWrittenView:
         if len(source.body) > SOURCE_BYTES:
             raise InputError(f"the source has {len(source.body)} bytes", f"{SOURCE_BYTES} are the most")
         if not source.body and source.reads is Reads.ONCE:
             raise InputError("a source to be read once is empty", "its last byte is what tells that it was read")
+        source = replace(source, origin=OPERATOR, revision=0, changed=0.0)
+        self._refuse_directorys(self._store.source(source.scope, source.name))
         problems = await self._rehearsed(source) if source.template else []
-        async with self.writing:
-            before = self._store.source(source.scope, source.name)
-            self._refuse_directorys(before)
-            with self._store.transaction():
-                self._store.put_source(source)
-                self._refuse_unfit_in([source.scope])
-                self._store.audit(who, "source put", _instance_of(source.scope), _named(source))
-            await self._published()
-            kept = await self.source(source.scope, source.name)
-            return live.SourceWrittenView(live.SourceView.of(kept), before is None, problems)
+        async with self.composing:
+            self._refuse_directorys(self._store.source(source.scope, source.name))
+            fitting = await self._fitting([source.scope])
+            before = fitting.put(source)
+            await fitting.check([source.scope])
+            async with self.writing:
+                with self._store.transaction():
+                    self._store.put_source(source)
+                    self._store.audit(who, "source put", _instance_of(source.scope), _named(source))
+                await self._published()
+                kept = await self.source(source.scope, source.name)
+        return live.SourceWrittenView(live.SourceView.of(kept), before is None, problems)
 
+    @to_its_end
     async def delete_source(self, scope: Scope, name: str, *, who: str) -> None:
-        async with self.writing:
+        async with self.composing, self.writing:
             found = await self.source(scope, name)
             self._refuse_directorys(found)
             with self._store.transaction():
@@ -139,16 +178,14 @@ class SourceOperations(Held):
         there was one. What cannot be, and what to do. Raises MetashimError, nothing changed."""
         before = {_key(one): one for one in self._store.sources() if one.origin == DIRECTORY}
         good, faults = await self._compiled(wanted, before)  # by a child that takes its time: nobody waits for that
-        async with self.writing:
-            try:
+        async with self.composing:
+            good, unfit = await self._fitted(good, before)
+            async with self.writing:
                 held = self._replaced(good)
-            except InputError:
-                good, unfit = self._fitting(good, before)
-                faults += unfit
-                held = self._replaced(good)
-            await self._published()
+                await self._published()
         words = "an operator has a source of that name: it holds"
-        return [*faults, *((f"{_named(one)}: {words}", "remove that one, or rename the file") for one in held)]
+        held_faults = [(f"{_named(one)}: {words}", "remove that one, or rename the file") for one in held]
+        return [*faults, *unfit, *held_faults]
 
     async def _compiled(
         self, wanted: list[Source], before: Mapping[Key, Source]
@@ -169,33 +206,49 @@ class SourceOperations(Held):
         return good, faults
 
     def _replaced(self, wanted: list[Source]) -> list[Source]:
-        """Those that an operator's stand in the way of. Raises InputError if an instance's do not fit any more."""
+        """Has these be the folder's in the store; those that an operator's stand in the way of."""
         with self._store.transaction():
             done = self._store.replace_directory(wanted)
             if done.added or done.changed or done.removed:
-                self._refuse_unfit_in({one.scope for one in wanted})
                 words = f"{done.added} added, {done.changed} changed, {done.removed} removed"
                 self._store.audit("directory", "sources", None, words)
         return done.held
 
-    def _fitting(self, wanted: list[Source], before: Mapping[Key, Source]) -> tuple[list[Source], list[Fault]]:
-        """The sources with those that do not fit replaced by their formers: each is tried on top of those that do."""
-        good: list[Source] = []
-        faults: list[Fault] = []
-        with self._store.transaction(), self._store.undone():
-            self._store.replace_directory([before[_key(one)] for one in wanted if _key(one) in before])
-            for source in wanted:
-                former = before.get(_key(source))
-                try:
-                    with self._store.savepoint():
-                        if not _same(former, source):
-                            self._store.put_source(source)
-                            self._refuse_unfit_in([source.scope])
-                    good.append(source)
-                except InputError as error:
-                    faults.append((f"{_named(source)}: {error}", error.hint))
-                    good += [former] if former is not None else []
-        return good, faults
+    async def _fitted(
+        self, wanted: list[Source], before: Mapping[Key, Source]
+    ) -> tuple[list[Source], list[Fault]]:
+        """The sources with those that do not fit replaced by their formers: all are tried together, and if that is too
+        much each on top of those that fit. One whose name an operator's source has is not tried."""
+        others = {_key(one) for one in self._store.sources() if one.origin != DIRECTORY}
+        changed = [one for one in wanted if _key(one) not in others and not _same(before.get(_key(one)), one)]
+        fitting = await self._fitting({one.scope for one in changed})
+        for key in before.keys() - {_key(one) for one in wanted}:
+            fitting.remove(*key)
+        for source in changed:
+            fitting.put(source)
+        try:
+            await fitting.check({one.scope for one in changed})
+            return wanted, []
+        except InputError:
+            for source in changed:
+                _take_back(fitting, source, before)
+            faults = await self._unfit(changed, before, fitting)
+        good = [before.get(_key(one)) if _key(one) in faults else one for one in wanted]
+        return [one for one in good if one is not None], list(faults.values())
+
+    async def _unfit(
+        self, changed: list[Source], before: Mapping[Key, Source], fitting: Fitting
+    ) -> dict[Key, Fault]:
+        """Why some do not fit."""
+        faults: dict[Key, Fault] = {}
+        for source in changed:
+            fitting.put(source)
+            try:
+                await fitting.check([source.scope])
+            except InputError as error:
+                _take_back(fitting, source, before)
+                faults[_key(source)] = f"{_named(source)}: {error}", error.hint
+        return faults
 
     async def preview(self, instance: UUID) -> live.PreviewView:
         found = await self._tried(Rehearsal("preview", [self._stage(instance)]))
@@ -214,14 +267,15 @@ class SourceOperations(Held):
         what = "answers this instance, and its own user-data comes in as {}: it is not in this preview"
         return [
             live.PartProblem(f"{BACKEND}/user-data", f"{name} {what.format(f'{BACKEND}/user-data')}")
-            for name in sorted(str(one) for one in backends - {EMBEDDED})
+            for name in sorted(one for one in backends if isinstance(one, str) and one != EMBEDDED)
         ]
 
     async def _rehearsed(self, source: Source) -> list[str]:
         """What does not go well with a template for the instances that it concerns, the first REHEARSED of them. Raises
         InputError: its syntax, or that it takes too much."""
-        concerned = self._in_scope(source.scope)[:REHEARSED]
-        stages = [self._stage(instance, source) for instance in concerned]
+        owners = await self._owners([source.scope])
+        concerned = (one for one in sorted(owners, key=str) if source.scope in owners[one].scopes)
+        stages = [self._stage(instance, source) for instance in islice(concerned, REHEARSED)]
         found = await self._tried(Rehearsal("check", stages, source.body))
         if found.fault:
             raise InputError(f"{source.scope.text}/{source.name}: {found.fault}", "correct the template there")
@@ -257,52 +311,45 @@ class SourceOperations(Held):
 
     # What fits.
 
-    def _refuse_unfit_in(self, scopes: Iterable[Scope]) -> None:
-        """Raises InputError if an instance of these scopes can no longer be given what it has. Most are cleared by
-        numbers that cannot be too small, so that a write for thousands of them takes no longer than one for a few."""
-        sizes, documents = self._store.sizes(), self._store.document_sizes()
-        shared = [size for scope, size in sizes.items() if not scope.startswith("instance:")]
-        common, others = sum(size for _, size in shared), sum(count for count, _ in shared)
-        limit = self._config.sources.limit_bytes
-        for instance in {one for scope in scopes for one in self._in_scope(scope)}:
-            own, size = sizes.get(f"instance:{instance}", (0, 0))
-            count = own + others
-            room = (count + 1) * ROOM_BYTES
-            if common + size + documents.get(instance, 0) + room > limit or count > ITEMS_MAX:
-                self._refuse_unfit(instance)
+    async def _fitting(self, scopes: Collection[Scope]) -> Fitting:
+        """What tells whether a write of these scopes fits. Under `composing`."""
+        owners = await self._owners(scopes)
+        return Fitting(owners, self._store.sources(), self._view, self._config.sources.limit_bytes)
 
     def _refuse_unfit(self, instance: UUID) -> None:
         """Raises InputError if what an instance has as the store is now cannot be given to it."""
-        view = self._view(instance)
-        if any(one.template for one in view.sources):
-            view = _without_templates(view)  # what they render to is the rehearsal's matter
-        try:
-            check_fit(view)
-        except Unready as error:
-            raise InputError(f"{instance}: {error}", "shorten a source, or let one #include the rest") from None
+        check_view(self._view(instance))
+
+
+class _Facts(NamedTuple):
+    """What is to be known of a document when a source is written."""
+
+    project: str | None
+    image: str | None
+    tags: Mapping[str, str]
+    load: Load
+
+
+_UNDOCUMENTED = _Facts(None, None, {}, Load())
 
 
 def _key(source: Source) -> Key:
     return source.scope, source.name
 
 
+def _take_back(fitting: Fitting, source: Source, before: Mapping[Key, Source]) -> None:
+    """It is to be as it was before that source."""
+    former = before.get(_key(source))
+    if former is not None:
+        fitting.put(former)
+    else:
+        fitting.remove(*_key(source))
+
+
 def _same(before: Source | None, after: Source) -> bool:
     if before is None:
         return False
     return replace(after, revision=before.revision, changed=before.changed, origin=before.origin) == before
-
-
-def _without_templates(view: View) -> View:
-    """The same with all templates left out."""
-    return View(
-        view.instance,
-        view.document,
-        now=view.now,
-        project=view.project,
-        load_sources=lambda: [one for one in view.sources if not one.template],
-        composition=view.composition,
-        limit=view.limit,
-    )
 
 
 def _named(source: Source) -> str:

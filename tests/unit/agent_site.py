@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ ONE, TWO = UUID(int=1), UUID(int=2)
 SETTINGS = abi.pack_settings(["169.254.169.254"], [80], rate=50, burst=200, event_rate=10, flows_per_port=8)
 NOVA = b'[nova]\naddresses = ["http://127.0.0.1:8775"]\nsecret_file = "/etc/metashim/nova.secret"\n'
 WHO = "root (uid 0)"
+NOBODY = 65_534
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Host:
         kernel = SimpleNamespace(datapath=self.datapath, fallback="")
         self.operations = AgentOperations(
             config, self.store, kernel, self.enrolment, resolver, self.workers, self.journal, self.changes,
-            self.policies, Policy(), self.signing, list, (os.getuid(), os.getgid()),
+            self.policies, Policy(), self.signing, list, (NOBODY, NOBODY),
         )  # type: ignore[arg-type]  # fmt: skip
 
     @property
