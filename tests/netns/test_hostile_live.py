@@ -234,17 +234,55 @@ def test_sixty_four_idle_watches(site: Hypervisor, guests: tuple[VethGuest, Veth
     assert [parse(rest_of(sock)).body for sock in socks] == [b"2"] * 64
 
 
+def slow_reader(guest: VethGuest) -> socket.socket:
+    """One that has begun to read a secret, and goes no further."""
+    slow = guest.call(socket.socket, socket.AF_INET, socket.SOCK_STREAM)
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect(("169.254.169.254", 80))
+    slow.sendall(request("GET", f"{KV}/host/secret"))
+    assert slow.recv(1)
+    return slow
+
+
+@pytest.mark.parametrize("how", ["disable", "close", "detach", "rewrite", "delete"])
+def test_a_slow_reader_is_in_nobodys_way_once_it_may_read_no_more(
+    site: Hypervisor, guest: VethGuest, how: str
+) -> None:
+    secret = os.urandom(200_000)
+    api(site).put_key(A, "host/secret", secret, {"reads": "once"})
+    slow = slow_reader(guest)
+    if how == "disable":
+        site.disable(A)
+        site.enable(A)
+    elif how == "close":
+        site.api.set_closed(A, close=["kv"])
+        reset(slow)
+        site.api.set_closed(A, open=["kv"])
+    elif how == "detach":
+        site.api.detach(guest.tap)
+        site.await_port(guest.tap, None)
+        site.api.attach(guest.tap, A)
+        site.await_port(guest.tap, A)
+    elif how == "rewrite":
+        secret = os.urandom(1_000)
+        api(site).put_key(A, "host/secret", secret, {"reads": "once"})
+    else:
+        api(site).delete_key(A, "host/secret")
+        api(site).put_key(A, "host/secret", secret, {"reads": "once"})
+    began = time.monotonic()
+    assert get(guest, f"{KV}/host/secret", timeout=10).body == secret
+    assert time.monotonic() - began < 2
+    assert get(guest, f"{KV}/host/secret").status == 404
+    slow.close()
+
+
 def test_thousands_who_ask_for_a_secret_and_leave(site: Hypervisor, guests: tuple[VethGuest, VethGuest]) -> None:
     """One reads it as slowly as it can; all others wait for that, but those who gave up are forgotten, and who is left
     has it as soon as the slow one has gone."""
     guest, other = guests
     secret = os.urandom(200_000)
     api(site).put_key(A, "host/secret", secret, {"reads": "once"})
-    slow = guest.call(socket.socket, socket.AF_INET, socket.SOCK_STREAM)
-    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    slow.connect(("169.254.169.254", 80))
-    slow.sendall(request("GET", f"{KV}/host/secret"))
-    assert slow.recv(1)
+    slow = slow_reader(guest)
     leave(guest, f"{KV}/host/secret", 1500, step=0)
     with connect(guest, timeout=15) as patient:
         patient.sendall(request("GET", f"{KV}/host/secret"))
