@@ -10,7 +10,7 @@ from shim.core.ask import Etags, Outcome
 from shim.core.kv import Value
 from shim.core.source import Reads
 from shim.errors import ConflictError, InputError, NotFoundError
-from shim.held import Held
+from shim.held import Held, to_its_end
 
 
 class KeyOperations(Held):
@@ -21,6 +21,7 @@ class KeyOperations(Held):
         here = (one for one in found.values() if not prefix or one.key == prefix or one.key.startswith(prefix + "/"))
         return Keys(tuple(sorted(here, key=lambda one: one.key)), self._changes.last)
 
+    @to_its_end
     async def put_key(
         self, instance: UUID, value: Value, if_match: Etags | None, if_none_match: Etags | None, *, who: str
     ) -> live.KeyWrittenView:
@@ -30,14 +31,14 @@ class KeyOperations(Held):
             with self._store.transaction():
                 outcome = self._store.put_value(instance, value, if_match=if_match, if_none_match=if_none_match)
                 _done(outcome, value.key)
+                revision = self._store.revision()
                 if value.reads is not Reads.MANY:  # what is a secret; of others there may be thousands an hour
                     self._store.audit(who, "key put", instance, f"{value.key}, {value.reads.value}")
             self._changes.put(instance, value.key, outcome.etag, len(value.body))
             await self._published()
-            kept = self._store.value(instance, value.key)
-        revision = kept.revision if kept is not None else 0
         return live.KeyWrittenView(value.key, outcome.etag, revision, outcome.created)
 
+    @to_its_end
     async def delete_key(self, instance: UUID, key: str, if_match: Etags | None, *, who: str) -> None:
         async with self.writing:
             before = self._store.value(instance, key)
