@@ -115,6 +115,12 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    (tmp_path / "safe").mkdir()
+    return tmp_path / "safe" / "copy.db"
+
+
+@pytest.fixture
 def store(path: Path, clock: Clock) -> Iterator[Store]:
     store = Store(path, clock=clock)
     yield store

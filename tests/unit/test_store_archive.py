@@ -1,19 +1,10 @@
-"""Copies of the store while it is written, and putting them back: what stays, what is taken over, what is left where
-it is killed at any moment."""
+"""Copies put back: what comes back, what guests did since, what readers see, and what is refused."""
 
 from __future__ import annotations
 
 import errno
-import itertools
-import json
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -30,12 +21,12 @@ from shim.metadata.schema import SCHEMA, StoreFullError
 from shim.metadata.store import Store
 from tests.unit.store_hall import (
     GROUP,
-    PREAMBLE,
     A,
     B,
     Clock,
     Hall,
     clock,
+    copy,
     everything,
     hall,
     named,
@@ -45,124 +36,7 @@ from tests.unit.store_hall import (
     store,
 )
 
-__all__ = ["clock", "hall", "path", "store"]
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    (tmp_path / "safe").mkdir()
-    return tmp_path / "safe" / "copy.db"
-
-
-class TestBackup:
-    def test_is_one_file_of_all_there_is(self, store: Store, path: Path, copy: Path) -> None:
-        prepare(store)
-        copied = backup(path, copy)
-        assert copied == archive.Copied(copy.stat().st_size, store.revision())
-        assert msgspec.to_builtins(copied) == {"bytes": copied.bytes, "revision": copied.revision}
-        assert copy.stat().st_mode & 0o777 == 0o600
-        assert everything(copy) == everything(path)
-        assert names_beside(copy) == {"copy.db"}
-        shell = sqlite3.connect(copy)
-        assert shell.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-        shell.close()
-
-    def test_of_a_store_at_rest(self, store: Store, path: Path, copy: Path) -> None:
-        prepare(store)
-        before = everything(path)
-        store.close()
-        backup(path, copy)
-        assert everything(copy) == before
-        Store(path).close()
-
-    def test_nothing_is_overwritten_unless_told(self, store: Store, path: Path, copy: Path) -> None:
-        copy.write_bytes(b"precious")
-        with pytest.raises(ConflictError, match="there already") as caught:
-            backup(path, copy)
-        assert caught.value.hint
-        assert copy.read_bytes() == b"precious"
-        backup(path, copy, overwrite=True)
-        assert everything(copy) == everything(path)
-        assert names_beside(copy) == {"copy.db"}
-
-    def test_nor_a_link_or_the_store(self, store: Store, path: Path, copy: Path, tmp_path: Path) -> None:
-        copy.symlink_to(tmp_path / "nowhere")
-        with pytest.raises(ConflictError):
-            backup(path, copy)
-        (tmp_path / "other").symlink_to(path)
-        for target in (path, tmp_path / "other", Path(f"{path}-wal"), Path(f"{path}-shm")):
-            with pytest.raises(ConflictError, match=r"of the store|itself"):
-                backup(path, target, overwrite=True)
-        store.put_document(A, b"{}")
-
-    def test_one_that_comes_meanwhile_is_not_overwritten(
-        self, store: Store, path: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        link = os.link
-
-        def late(*names: object) -> None:
-            copy.write_bytes(b"precious")
-            link(*names)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(os, "link", late)
-        with pytest.raises(ConflictError):
-            backup(path, copy)
-        assert copy.read_bytes() == b"precious"
-        assert names_beside(copy) == {"copy.db"}
-
-    @pytest.mark.parametrize("case", ["folder", "no folder", "no store", "foreign", "empty", "damaged", "newer"])
-    def test_what_cannot_be(self, store: Store, path: Path, copy: Path, case: str) -> None:
-        prepare(store)
-        store.close()
-        source, target = path, copy
-        if case == "folder":
-            target = copy.parent
-        elif case == "no folder":
-            target = copy.parent / "none" / "copy.db"
-        elif case == "no store":
-            source = path.with_name("none.db")
-        elif case == "empty":
-            source = path.with_name("empty.db")
-            source.touch()
-        elif case == "foreign":
-            source = path.with_name("theirs.db")
-            with sqlite3.connect(source) as db:
-                db.execute("CREATE TABLE theirs (a)")
-            db.close()
-        elif case == "damaged":
-            with path.open("r+b") as file:
-                file.seek(8_192)
-                file.write(b"\xff" * 30_000)
-        else:
-            with sqlite3.connect(path) as db:
-                db.execute(f"PRAGMA user_version = {SCHEMA + 1}")
-            db.close()
-        with pytest.raises((StoreError, InputError)) as caught:
-            backup(source, target)
-        assert caught.value.hint
-        assert list(copy.parent.iterdir()) == []
-
-    def test_is_of_one_moment_while_it_is_written(self, hall: Hall, copy: Path) -> None:
-        script = """
-store = Store(Path(sys.argv[1]))
-for number in range(100_000):
-    with store.transaction():
-        for instance in (1, 2):
-            store.put_document(UUID(int=instance), json.dumps({"vendor_data": [number, "x" * 20_000]}).encode())
-    if number == 0:
-        print(json.dumps("writing"), flush=True)
-"""
-        writer = hall.child(script, hall.path)
-        assert writer.hear() == "writing"
-        seen = []
-        for number in range(6):
-            backup(hall.path, copy.with_name(f"{number}.db"))
-            bodies = {row[1] for row in everything(copy.with_name(f"{number}.db"))["documents"]}
-            assert len(bodies) == 1
-            seen.append(json.loads(bodies.pop())["vendor_data"][0])  # type: ignore[arg-type]
-        assert seen == sorted(seen)
-        assert seen[-1] > seen[0], "it was not held up"
-        writer.kill()
+__all__ = ["clock", "copy", "hall", "path", "store"]
 
 
 class TestRestore:
@@ -518,164 +392,9 @@ class TestRestore:
         assert not [name for name in names_beside(path) if "restor" in name]
 
 
-SYSTEM = ("link", "unlink", "rename", "fsync", "replace", "chmod", "open", "chown")
-
-
-def killed(act: Callable[[], object], calls: int) -> bool:
-    """Whether a process that acts was killed at that call of the system, from 0; not if it makes fewer."""
-    process = os.fork()
-    if process == 0:
-        left = itertools.count(calls, -1)
-
-        def counted(real: Callable[..., object], *arguments: object, **options: object) -> object:
-            if next(left) == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-
-        for name in SYSTEM:
-            setattr(os, name, partial(counted, getattr(os, name)))
-        act()
-        os._exit(0)
-    _, status = os.waitpid(process, 0)
-    assert status in (0, signal.SIGKILL)
-    return status != 0
-
-
-@pytest.mark.root
-class TestKilled:
-    def test_at_any_moment_of_a_restore(self, hall: Hall, copy: Path) -> None:
-        store = Store(hall.path, GROUP)
-        store.put_document(A, named("old"))
-        backup(hall.path, copy)
-        store.close()
-        found, reader, aliases = set(), hall.reader(), 0
-        for calls in itertools.count():
-            store = Store(hall.path, GROUP)
-            last = store.put_document(A, named("new"))
-            assert reader.ask(A) == [last, "new"]
-            store.close()
-            over = not killed(lambda: restore(copy, hall.path, GROUP), calls)
-            answer = reader.ask(A)
-            assert answer in ([last, "new"], [1, "old"]), answer
-            if calls % 3 == 0 or over:
-                late = hall.reader()
-                assert late.ask(A) == answer
-            store = Store(hall.path, GROUP)
-            assert list(store.body(A)) == [answer[0], named(answer[1])]  # type: ignore[index]
-            revision = store.put_document(A, named("after"))
-            assert revision > last
-            assert reader.ask(A) == late.ask(A) == [revision, "after"]
-            store.close()
-            found.add((answer[1], over))  # type: ignore[index]
-            names = [name for name in hall.path.parent.iterdir() if "before-restore" in name.name]
-            aliases += sum(name.samefile(hall.path) for name in names)
-            if over:
-                break
-        assert aliases > 0, "a second name of the store in use was left now and then, and never for long"
-        assert not any(name.samefile(hall.path) for name in names)
-        assert found == {("new", False), ("old", False), ("old", True)}
-        assert calls > 10
-
-    def test_at_any_moment_over_one_that_was_killed(self, hall: Hall, copy: Path, tmp_path: Path) -> None:
-        """Its last commits are in the log alone."""
-        other = Store(tmp_path / "other.db")
-        other.put_document(B, named("restored"))
-        other.close()
-        backup(tmp_path / "other.db", copy)
-        for calls in itertools.count():
-            writer = hall.writer(A, 5)
-            assert [writer.hear(), writer.hear()] == ["writing", "done"]
-            writer.kill()
-            assert Path(f"{hall.path}-wal").stat().st_size > 0
-            over = not killed(lambda: restore(copy, hall.path, GROUP), calls)
-            store = Store(hall.path)
-            name = store.document(A)[1]
-            assert (name is not None and name.name == "n4") != (store.document(B)[1] is not None)
-            store.delete_document(B)
-            store.delete_document(A)
-            store.close()
-            if over:
-                break
-        assert calls > 10
-
-    def test_at_any_moment_of_a_backup(self, store: Store, path: Path, copy: Path) -> None:
-        backup(path, copy)
-        before = copy.read_bytes()
-        store.put_document(A, named("late"))
-        store.close()
-        for calls in itertools.count():
-            over = not killed(lambda: backup(path, copy, overwrite=True), calls)
-            whole = everything(copy)
-            assert copy.read_bytes() == before or len(whole["documents"]) == 1
-            if over:
-                break
-        assert len(whole["documents"]) == 1
-        assert calls > 3
-
-
-FULL = PREAMBLE + """
-import subprocess
-from shim.metadata.archive import backup, restore
-from tests.unit.store_hall import A, everything, prepare
-folder = Path(sys.argv[1])
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", sys.argv[1]], check=True)
-path, copy = folder / "metashim.db", folder / "copy.db"
-store = Store(path)
-prepare(store)
-store.put_document(A, json.dumps({"vendor_data": "x" * 200_000}).encode())
-backup(path, copy)
-with store.transaction():
-    for number in range(2_000):
-        store.audit("me", "more", detail="x" * 80)
-before = everything(path)
-store.close()
-names = sorted(name.name for name in folder.iterdir())
-found, room = [], 0
-while True:
-    with (folder / "ballast").open("wb", buffering=0) as ballast:
-        try:
-            while ballast.write(bytes(4_096)):
-                pass
-        except OSError:
-            pass
-    import os
-    os.truncate(folder / "ballast", max(0, (folder / "ballast").stat().st_size - room))
-    try:
-        if sys.argv[2] == "backup":
-            backup(path, folder / "other.db")
-        else:
-            restore(copy, path)
-        break
-    except StoreError as error:
-        found.append([type(error).__name__, error.hint])
-    (folder / "ballast").unlink()
-    assert everything(path) == before
-    for end in ("-wal", "-shm"):
-        Path(f"{path}{end}").unlink(missing_ok=True)
-    assert sorted(name.name for name in folder.iterdir()) == names, list(folder.iterdir())
-    room += 8_192
-store = Store(path)
-whole = sys.argv[2] == "backup" or [row.what for row in store.audits(limit=9_999)] == ["prepared", *["more"] * 2_000, "restore"]
-print(json.dumps([found, whole and len(store.values(A))]))
-"""
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("verb", ["backup", "restore"])
-def test_a_full_disk(tmp_path: Path, verb: str) -> None:
-    command = ["unshare", "-m", sys.executable, "-c", FULL, str(tmp_path), verb]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found, values = json.loads(done.stdout)
-    assert len(found) > 20, "it was tried with ever more room"
-    assert values == 3, "what succeeds is whole"
-    assert all(hint for _, hint in found)
-    assert {"StoreFullError"} <= {family for family, _ in found}
-
-
 def test_what_is_told_is_plain(store: Store, path: Path, copy: Path) -> None:
     prepare(store)
     backup(path, copy)
     store.close()
-    told = msgspec.to_builtins(replace(restore(copy, path), revision=1))
+    told = msgspec.to_builtins(restore(copy, path))
     assert set(told) == {"revision", "kept", "locks", "used_up", "reports", "audit", "lost", "again"}
