@@ -51,7 +51,7 @@ class Overlay:
     def concerns(self, entry: Entry, request: Request) -> bool:
         """Whether the backend's answer is to be composed with others. Raises StoreError."""
         path = request.path
-        if b"data" not in path or request.method not in (b"GET", b"HEAD"):
+        if (b"data" not in path and b"%" not in path) or request.method not in (b"GET", b"HEAD"):
             return False
         folded = _folded(path)
         if folded in _USER and entry.policy.auto is not None and entry.policy.auto.on_read:
