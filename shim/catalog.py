@@ -10,8 +10,11 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import lru_cache
 from typing import Generic, TypeVar
 from uuid import UUID
+
+import msgspec
 
 from shim.core.instance import parse_instance
 from shim.core.kv import Value
@@ -62,8 +65,8 @@ class Kept(Generic[K, V]):
     def keep(self, key: K, value: V, size: int) -> V:
         """Keep it, if there is room at all; the value."""
         cost = size + _OVERHEAD
+        self.drop(key)
         if cost <= self._most:
-            self.drop(key)
             self._held[key] = (value, cost)
             self.bytes += cost
             while self.bytes > self._most:
@@ -94,6 +97,7 @@ class Catalog:
         self._limit = limit
         self._now = now
         self._freshness = Freshness(reader.version)
+        self._is_behind = False  # it changed, and it is not yet known what
         self.is_old = self._freshness.is_due
         """Whether it is time to look for news: every request asks."""
         self._file: object = None
@@ -113,13 +117,14 @@ class Catalog:
         self._freshness.doubt()
 
     def _look(self) -> None:
-        if not self._freshness.is_over():
+        self._is_behind |= self._freshness.is_over()
+        if not self._is_behind:
             return
         revision, scopes = self._reader.changes(self._revision)
         file = _file_of(self._freshness.version)
         known = self._revision >= 0 and file == self._file and 0 <= revision - self._revision < CHANGES_KEPT
         scopes = scopes if known else ALL
-        self._file, self._revision = file, revision
+        self._file, self._revision, self._is_behind = file, revision, False
         self._forget(scopes)
         self._news |= scopes
 
@@ -167,7 +172,7 @@ class Catalog:
 
     def _sources_for(self, entry: Entry, document: Document) -> list[Source]:
         project = entry.project or document.project_id or ""
-        scopes = scopes_of(entry.instance, project, document.image_id or "", document.tags)
+        scopes = _scopes(entry.instance.int, project, document.image_id or "", tuple(document.tags.items()))
         found = [source for scope in scopes for source in self._of_scope(scope)]
         if all(source.reads is Reads.MANY for source in found):
             return found
@@ -181,11 +186,15 @@ class Catalog:
         return self._sources.keep(scope.text, found, sum(len(one.body) + _OVERHEAD for one in found))
 
 
+@lru_cache(2048)
+def _scopes(instance: int, project: str, image: str, tags: tuple[tuple[str, str], ...]) -> tuple[Scope, ...]:
+    return scopes_of(UUID(int=instance), project, image, dict(tags))
+
+
 def _size_of(document: Document) -> int:
-    """Bytes of what in a document may be large."""
-    user = document.user_data or document.user_data_base64 or ""
-    vendor = 0 if document.vendor_data is None and document.vendor_data2 is None else 65_536
-    return 2 * len(user) + vendor
+    """Bytes that a document takes in memory, about. What vendor data is, is many small objects."""
+    vendor = sum(len(msgspec.json.encode(one)) for one in (document.vendor_data, document.vendor_data2))
+    return 2 * len(msgspec.json.encode(document)) + 6 * vendor
 
 
 def _file_of(version: object) -> object:

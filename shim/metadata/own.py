@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
+from shim.core.exchange import Headers
 from shim.core.kv import ROOTS, Value, etag
-from shim.core.source import Kind, Reads
+from shim.core.source import Kind, Reads, Source
 from shim.metadata import compose, facts, leaves
 from shim.metadata.compose import Unready
 from shim.metadata.parts import Part, is_text
 from shim.metadata.target import Parameters, parameters, says
-from shim.metadata.tree import BINARY, JSON, NOT_FOUND, TEXT, Late, Leaf, answer, by_value, found
+from shim.metadata.tree import BINARY, JSON, NOT_FOUND, TEXT, Late, Leaf, answer, answered, by_value, found
 from shim.metadata.view import Rendered, View
 
 TOP = "metashim"
@@ -26,6 +28,8 @@ PATH = (TOP, "v1")
 BASE = "/metashim/v1"
 
 Segments = tuple[str, ...]
+
+_SHARED_BYTES = 8_192
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -118,6 +122,8 @@ def _sources(view: View, path: Segments, query: Parameters) -> Rendered:
     name = "/".join(path)
     source = next((one for one in view.sources if one.id == name), None)
     if source is not None:
+        if _is_shared(source):
+            return _shared(source.item, source.owner, source.body)
         return _source(view, compose.source_part(view, source))
     entries = [one for one in _entries(view) if not view.is_closed(f"{BASE}/sources/{one.id}")]
     part = next((one.part for one in entries if one.id == name and one.part is not None), None)
@@ -136,8 +142,23 @@ def _sources(view: View, path: Segments, query: Parameters) -> Rendered:
 
 def _source(view: View, part: Part) -> Rendered:
     leaf = leaves.part(part)
-    owner = "".join(char if " " <= char <= "~" else "?" for char in part.owner).encode()
-    return found(view, leaf.body, BINARY, leaf.claims, leaf.tag, ((b"x-metashim-owner", owner),))
+    return found(view, leaf.body, BINARY, leaf.claims, leaf.tag, _owner(part.owner))
+
+
+def _is_shared(source: Source) -> bool:
+    """Whether it is small, and the same whoever reads it, whenever and however often."""
+    plain = not source.template and source.reads is Reads.MANY and source.until is None
+    return plain and len(source.body) <= _SHARED_BYTES
+
+
+@lru_cache(256)
+def _shared(_item: str, owner: str, body: bytes) -> Rendered:
+    """A source that is the same to all who read it: thousands may, as soon as it is written."""
+    return answered(body, BINARY, etag(body), _owner(owner))
+
+
+def _owner(owner: str) -> Headers:
+    return ((b"x-metashim-owner", "".join(char if " " <= char <= "~" else "?" for char in owner).encode()),)
 
 
 def _entries(view: View) -> list[Entry]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
 from shim.core.exchange import Headers, Response
 from shim.core.kv import etag
@@ -104,9 +105,15 @@ def found(
     view: View, body: bytes, content_type: bytes, claims: tuple[str, ...] = (), tag: str = "", more: Headers = ()
 ) -> Rendered:
     """An answer of 200 with its entity tag (that of its bytes if none is given)."""
-    tag = tag or etag(body)
+    return answered(body, content_type, tag or etag(body), more, claims, view.until)
+
+
+def answered(
+    body: bytes, content_type: bytes, tag: str, more: Headers = (), claims: tuple[str, ...] = (), until: float = inf
+) -> Rendered:
+    """The same, of what depends on no view."""
     headers = ((b"content-type", content_type), (b"etag", f'"{tag}"'.encode()), *more)
-    return Rendered(Response(200, headers, body), tag, claims, view.until)
+    return Rendered(Response(200, headers, body), tag, claims, until)
 
 
 def plain(status: int, body: bytes, *more: tuple[bytes, bytes]) -> Response:
