@@ -1,9 +1,9 @@
 """`python -m bench.crowd LINKS EACH PATH`: guests that wait, on links e1, e2, … of this namespace, so many on each.
 
 Each GETs PATH, then asks again and again for the next state of it (`wait`, `etag`). A line `waiting` says that all do;
-once all were answered the times of their answers follow in one line, JSON, in Unix seconds, and they wait again. When an
-answer came is the guests' kernel's word (SO_TIMESTAMPNS): all of them share a CPU with the service here, as no guests do, so
-they sleep until the last one has come.
+once all were answered the times of their answers follow in one line, JSON, in Unix seconds, and they wait again. When
+an answer came is the guests' kernel's word (SO_TIMESTAMPNS): all of them share a CPU with the service here, as no
+guests do, so they sleep until the last one has come.
 """
 
 from __future__ import annotations
