@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from shim.core.policy import Tokens
 from tests.lab import Lab, VethGuest
 from tests.lab.namespace import wait_until
 from tests.netns.conftest import PLENTY
@@ -55,23 +56,20 @@ def as_user(site: Hypervisor, user: str, *arguments: str) -> subprocess.Complete
 def test_operators_switches_and_sources(site: Hypervisor, guest: VethGuest) -> None:
     mark, began = mark_of(site), time.time()
     (site.folder / "base").write_text("#!/bin/sh\n")
-    for words in (
-        ("disable", str(A)),
-        ("enable", str(A)),
-        ("disable", str(A), "--path", "user-data"),
-        ("enable", str(A), "--path", "user-data"),
-        ("auto", str(A), "--after", "1h", "--on-ready"),
-        ("auto", str(A), "--never"),
-        ("tokens", "required", str(A)),
-        ("tokens", "default", str(A)),
-        ("userdata", "add", "host", "base", str(site.folder / "base"), "--owner", "net"),
-        ("userdata", "remove", "host", "base"),
-        ("kv", "set", str(A), "host/secret", "hunter2", "--once"),
-        ("kv", "delete", str(A), "host/secret"),
-        ("set", str(A), str(_document(site))),
-        ("rotate-keys", "--drop"),
-    ):
-        site.verb(*words)
+    site.verb("disable", str(A))
+    site.enable(A)
+    site.verb("disable", str(A), "--path", "user-data")
+    site.api.set_closed(A, open=["user-data"])
+    site.verb("auto", str(A), "--after", "1h", "--on-ready")
+    site.api.set_auto(A, None)
+    site.api.set_tokens(A, Tokens.REQUIRED)
+    site.api.set_tokens(A, None)
+    site.verb("userdata", "add", "host", "base", str(site.folder / "base"), "--owner", "net")
+    api(site).delete_source("host", "base")
+    api(site).put_key(A, "host/secret", b"hunter2", {"reads": "once"})
+    site.verb("kv", "delete", str(A), "host/secret")
+    site.api.put_document(A, b'{"user_data": "#!/bin/sh\\n"}')
+    site.api.rotate_keys(drop=True)
     rows = since(site, mark)
     assert {who for who, _, _ in rows} == {ROOT}
     assert [what for _, what, _ in rows] == [
@@ -84,12 +82,6 @@ def test_operators_switches_and_sources(site: Hypervisor, guest: VethGuest) -> N
     assert not any("hunter2" in detail for detail in details)
     times = [row.time for row in trail(site, after=mark)]
     assert times == sorted(times) and began <= times[0] and times[-1] <= time.time()
-
-
-def _document(site: Hypervisor) -> object:
-    path = site.folder / "a.json"
-    path.write_text('{"user_data": "#!/bin/sh\\n"}')
-    return path
 
 
 def test_what_guests_do(site: Hypervisor, guest: VethGuest) -> None:
@@ -122,11 +114,11 @@ def test_what_guests_do(site: Hypervisor, guest: VethGuest) -> None:
 
 def test_what_comes_about_by_itself(site: Hypervisor, guest: VethGuest) -> None:
     for option, cause, act in (
-        (("--on-ready",), "ready", lambda: say(guest, "POST", "/metashim/v1/ready")),
-        (("--on-read",), "read", lambda: get(guest, "/latest/user-data")),
-        (("--after", "1s"), "time", lambda: None),
+        ({"on_ready": True}, "ready", lambda: say(guest, "POST", "/metashim/v1/ready")),
+        ({"on_read": True}, "read", lambda: get(guest, "/latest/user-data")),
+        ({"seconds": 0.5}, "time", lambda: None),
     ):
-        site.verb("auto", str(A), *option)
+        site.api.set_auto(A, {"how": "reset", **option})
         mark = mark_of(site)
         act()
         await_outcome(guest, "refused")
@@ -157,7 +149,6 @@ def test_what_is_refused_is_not_there_and_all_outlives_the_agent(site: Hyperviso
     (site.folder / "bad").write_text("#cloud-config\n{")
     assert site.verb("userdata", "add", "host", "bad", str(site.folder / "bad"), check=False).returncode == 4
     assert site.verb("userdata", "remove", "host", "bad", check=False).returncode == 5
-    assert site.verb("unlock", str(A), "kv", check=False).returncode in (0, 5, 6)
     assert say(guest, "PUT", "/metashim/v1/kv/host/a", b"1").status == 403
     assert say(guest, "POST", "/metashim/v1/lock?prefix=nonsense").status == 400
     assert since(site, mark) == []

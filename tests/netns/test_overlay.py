@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import pytest
 
+from shim.core.policy import Access, Composition
 from tests.backends.raw import Connection, Heard, Raw, Script, freezes, message, resets, says
 from tests.backends.wiring import AGAIN, ask, await_status, forward_to
 from tests.lab import Lab, VethGuest
 from tests.lab.namespace import wait_until
 from tests.netns.hypervisor import Hypervisor, uuid_of
-from tests.netns.live import add, api, enrol, leave, parts_of, raw_of, rest_of
+from tests.netns.live import add, api, enrol, leave, parts_of, raw_of, rest_of, trail
 from tests.netns.say import Reply, at_once, get, request, say
 from tests.netns.talk import connect, outcome
 
@@ -190,7 +191,7 @@ class TestComposed:
         assert get(place.guest, VENDOR).body == b"not json", "what is no JSON is their word"
         play(place.http, says(message(b"no", 404)))
         assert get(place.guest, VENDOR).json == {"cloud-init": "#cloud-config\napt: {}\n"}
-        place.site.verb("userdata", "remove", str(B), "mirror")
+        api(place.site).delete_source(str(B), "mirror")
         assert get(place.guest, VENDOR).status == 404
 
     def test_as_vendor_data(self, place: Place) -> None:
@@ -198,11 +199,11 @@ class TestComposed:
         play(place.http, says(message(ZIPPED, 200, ("X-Theirs", "1"))))
         place.http.play(VENDOR, says(message(b"{}")))
         add(place.site, B, "base", OURS)
-        place.site.verb("userdata", "compose", "vendor", str(B))
+        place.site.api.set_composition(B, Composition.VENDOR)
         reply = get(place.guest, EC2)
         assert reply.body == ZIPPED and reply.headers["x-theirs"] == "1"
         assert get(place.guest, VENDOR).json == {"cloud-init": OURS.decode()}
-        place.site.verb("userdata", "compose", "default", str(B))
+        place.site.api.set_composition(B, None)
 
     def test_nova(self, place: Place) -> None:
         play(place.nova, says(message(THEIRS)))
@@ -252,19 +253,19 @@ class TestEnds:
         site = place.site
         add(site, B, "base", OURS)
         for close, reopen in (
-            (("disable", str(B), "--path", "user-data"), ("enable", str(B), "--path", "user-data")),
-            (("disable", str(B), "--how", "403"), ("enable", str(B))),
+            (lambda: site.api.set_closed(B, close=["user-data"]), lambda: site.api.set_closed(B, open=["user-data"])),
+            (lambda: site.disable(B, Access.FORBID), lambda: site.enable(B)),
         ):
             gate = threading.Event()
             play(place.http, _late(gate, message(THEIRS)))
             with connect(place.guest) as sock:
                 sock.sendall(request("GET", EC2))
                 wait_until(lambda: bool(place.http.heard(EC2)), "it to be asked")
-                site.verb(*close)
+                close()
                 gate.set()
                 found = rest_of(sock)
             assert found.startswith(b"HTTP/1.1 403 "), found
-            site.verb(*reopen)
+            reopen()
             place.http.forget()
 
 
@@ -333,30 +334,29 @@ class TestOnce:
         play(place.http, says(message(THEIRS)))
         leave(place.guest, EC2, 40)
         found = get(place.guest, EC2, timeout=8)
-        audit = place.site.verb("audit", str(B)).stdout
-        assert b"hunter2" in found.body or "read once" in audit
+        assert b"hunter2" in found.body or "read once" in [row.what for row in trail(place.site, B)]
         assert get(place.guest, EC2).body == THEIRS
 
     def test_auto_on_read(self, place: Place) -> None:
         play(place.http, says(message(THEIRS)))
         for path in USER_DATA:
-            place.site.verb("auto", str(B), "--on-read", "--how", "403")
+            place.site.api.set_auto(B, {"how": "403", "on_read": True})
             assert get(place.guest, "/latest/meta-data/").status == 200
             assert raw_of(place.guest, "HEAD", path).startswith(b"HTTP/1.1 200 ")
             assert get(place.guest, "/latest/meta-data/").status == 200
             assert get(place.guest, path).body == THEIRS
             wait_until(lambda: outcome(place.guest) == "403", "it to be shut", 3)
-            place.site.verb("enable", str(B))
+            place.site.enable(B)
 
     def test_auto_on_read_waits_for_theirs(self, place: Place) -> None:
         """A backend that has none, or none now, was not read."""
-        place.site.verb("auto", str(B), "--on-read", "--how", "403")
+        place.site.api.set_auto(B, {"how": "403", "on_read": True})
         for status in (404, 503):
             play(place.http, says(message(b"no", status)))
             assert get(place.guest, EC2).status == status
         time.sleep(0.8)
         assert get(place.guest, ID).status == 200
-        place.site.verb("auto", str(B), "--never")
+        place.site.api.set_auto(B, None)
 
 
 class TestBeside:

@@ -57,7 +57,8 @@ def other(guests: tuple[VethGuest, VethGuest]) -> VethGuest:
 def empty(site: Hypervisor, guests: tuple[VethGuest, VethGuest]) -> Iterator[Path]:
     """The folder, with nothing in it but a folder `host`; so it is left."""
     yield site.folder / "sources"
-    site.await_workers()
+    if "\ndirectory" not in site.config.read_text():  # the last of them
+        return
     folder = site.folder / "sources"
     shutil.rmtree(folder)
     (folder / "host").mkdir(parents=True)
@@ -177,7 +178,6 @@ def test_the_last_good_version_holds_and_survives_the_agent(site: Hypervisor, fo
     assert get(guest, USER).body == good
     revision = api(site).sources()[0].revision
     site.end(signal.SIGQUIT)
-    assert get(guest, USER).body == good
     site.start()
     soon(lambda: bool(faults(site)), "the fault to be told again")
     assert get(guest, USER).body == good and api(site).sources()[0].revision == revision
@@ -195,7 +195,7 @@ def test_an_operators_source_holds_until_it_is_removed(site: Hypervisor, folder:
     write(folder / "host" / "base", b"#!/bin/sh\n: file\n")
     soon(lambda: any("operator" in one for one in faults(site)), "it to be told")
     assert get(guest, USER).body == b"#!/bin/sh\n: operator\n"
-    site.verb("userdata", "remove", "host", "base")
+    api(site).delete_source("host", "base")
     soon(gives(guest, b"#!/bin/sh\n: file\n"), "the file to be let in")
     assert not faults(site)
     for words in (("add", "host", "base", str(folder / "host" / "base")), ("remove", "host", "base")):
@@ -262,16 +262,10 @@ def test_files_of_a_folder_that_is_watched_no_more_can_be_removed(
     write(folder / "host" / "one", b"#!/bin/sh\n: one\n")
     write(folder / "host" / "two", b"#!/bin/sh\n: two\n")
     soon(lambda: b"two" in get(guest, "/metashim/v1/sources/host/").body, "them to be added")
-    before = site.config.read_text()
-    site.end(signal.SIGTERM)
-    site.config.write_text(before.replace("directory =", "# directory ="))
-    try:
-        site.start()
-        assert len(parts_of(get(guest, USER).body)) == 2, "what was in force stays"
-        site.verb("userdata", "remove", "host", "one")
-        add(site, "host", "two", b"#!/bin/sh\n: mine\n")
-        assert get(guest, USER).body == b"#!/bin/sh\n: mine\n"
-    finally:
-        site.end(signal.SIGTERM)
-        site.config.write_text(before)
-        site.start()
+    site.end(signal.SIGQUIT)
+    site.config.write_text(site.config.read_text().replace("directory =", "# directory ="))
+    site.start()
+    assert len(parts_of(get(guest, USER).body)) == 2, "what was in force stays"
+    site.verb("userdata", "remove", "host", "one")
+    add(site, "host", "two", b"#!/bin/sh\n: mine\n")
+    assert get(guest, USER).body == b"#!/bin/sh\n: mine\n"
