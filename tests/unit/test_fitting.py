@@ -14,7 +14,7 @@ import pytest
 from shim.control.operations import PolicyChange
 from shim.core.ask import ITEMS_MAX
 from shim.core.policy import Access, Composition
-from shim.core.source import HOST, Kind, Reads, parse_scope
+from shim.core.source import HOST, Kind, Reads, Scope, parse_scope
 from shim.errors import InputError
 from shim.fitting import Load, load_of, size_of
 from shim.metadata.compose import COMPOSED_BYTES, compose_user, source_part
@@ -115,6 +115,27 @@ def test_vendor_data_has_room_of_its_own(tmp_path: Path) -> None:
     tell(tmp_path, story)
 
 
+@pytest.mark.parametrize("own", ["document", "source"])
+def test_one_among_many_who_gets_too_much_is_found(tmp_path: Path, own: str) -> None:
+    """All are near the limit; what the others have is made small by gzip."""
+    odd = UUID(int=107)
+
+    async def story(host: Host) -> None:
+        await put(host, source("base", noise(20_000)))
+        for number in range(100, 110):
+            instance = UUID(int=number)
+            text = noise(40_000, 1) if instance == odd else CONFIG + b"# %d\n" % number * 5_000
+            if own == "document":
+                await host.operations.put_document(instance, json.dumps({"user_data": text.decode()}).encode(), who=WHO)
+            else:
+                await put(host, source("own", text, scope=Scope("instance", str(instance))))
+        with pytest.raises(InputError, match=f"^{odd}: the user-data does not fit"):
+            await put(host, source("more", noise(10_000, 2)))
+        await put(host, source("less", noise(1_000, 2)))
+
+    tell(tmp_path, story)
+
+
 def test_so_many_are_read_once_and_no_more(tmp_path: Path) -> None:
     """What one answer uses up is asked for at once."""
 
@@ -125,7 +146,7 @@ def test_so_many_are_read_once_and_no_more(tmp_path: Path) -> None:
             await put(host, source("more", b"#!x\n", reads=Reads.ONCE))
         await put(host, source("more", b"#!x\n"))
 
-    tell(tmp_path, story)
+    tell(tmp_path, story, b"[sources]\nlimit_bytes = 1048576\n")
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,14 @@ class TestDirectory:
 
         tell(tmp_path, story, WATCHED)
 
+    def test_what_goes_makes_room_for_what_comes(self, tmp_path: Path) -> None:
+        async def story(host: Host) -> None:
+            for name in "abc":
+                assert await host.operations.apply_directory([source(name, noise(50_000, ord(name)))], []) == []
+                assert list(bodies(host)) == [f"host/{name}"]
+
+        tell(tmp_path, story, WATCHED)
+
     def test_one_who_has_too_much_already_keeps_nothing_from_others(self, tmp_path: Path) -> None:
         """The limit was lowered since: what concerns that one alone cannot be, all else can."""
 
