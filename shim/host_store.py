@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,8 +20,9 @@ def backup(config: Config, path: Path, force: bool) -> archive.Copied:
 def restore(config: Config, path: Path) -> archive.Restored:
     """Puts a copy in the store's place; no agent may run. Raises StoreError, ConflictError."""
     _, gid = proxy_user(config)
-    try:
-        with alone(config):
-            return archive.restore(path, config.store, gid, who=operator_of(os.getuid()))
-    except ConflictError as error:
-        raise ConflictError(str(error), "`systemctl stop metashim`, restore, then start it again") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(alone(config))
+        except ConflictError as error:
+            raise ConflictError(str(error), "`systemctl stop metashim`, restore, then start it again") from None
+        return archive.restore(path, config.store, gid, who=operator_of(os.getuid()))
