@@ -17,6 +17,8 @@ from shim.metadata.store_file import StoreFile
 
 LATCHES_MAX = 32
 AUDITS_KEPT = 100_000
+GUESTS_KEPT = 2_000
+GUEST = "guest"
 TEXT_MAX = 1_000
 """Characters of a text in the audit trail; what is longer is cut."""
 ONES_USED = (Reads.ONCE.value, Reads.CONFIRM.value)
@@ -27,6 +29,9 @@ _SOURCE = f"SELECT revision, reads, until, {_SPENT} FROM sources t WHERE scope =
 _KEY = f"SELECT revision, reads, until, {_SPENT} FROM kv t WHERE instance = ? AND key = ? AND revision = ?"
 _SPENT_BY = "SELECT revision FROM spent WHERE instance = ? AND lease = ?"
 _UNSPEND = "DELETE FROM spent WHERE instance = ? AND revision = ? AND lease = ?"
+
+_GUESTS = f"FROM audit WHERE instance = ? AND who GLOB '{GUEST}*'"
+_FORGET_A_GUESTS = f"DELETE {_GUESTS} AND seq <= (SELECT seq {_GUESTS} ORDER BY seq DESC LIMIT 1 OFFSET ?)"
 
 Report = Literal["ready", "read"]
 
@@ -171,7 +176,8 @@ class MarkStore(StoreFile):
             self._write("DELETE FROM reports WHERE instance = ?", str(instance))
 
     def audit(self, who: str, what: str, instance: UUID | None = None, detail: str = "") -> None:
-        """Add to the trail, of which the newest AUDITS_KEPT rows stay."""
+        """Add to the trail, of which the newest AUDITS_KEPT rows stay; and of what one guest did (`who` begins with
+        GUEST) the newest GUESTS_KEPT, so that it cannot push out what others did."""
         texts = [text[:TEXT_MAX].encode(errors="replace").decode() for text in (who, what, detail)]
         whose = str(instance) if instance is not None else None
         with self.transaction(), explained(self.path):
@@ -180,6 +186,8 @@ class MarkStore(StoreFile):
                 self._clock(), texts[0], whose, texts[1], texts[2],
             )  # fmt: skip
             self._write("DELETE FROM audit WHERE seq <= (SELECT max(seq) FROM audit) - ?", AUDITS_KEPT)
+            if whose is not None and who.startswith(GUEST):
+                self._write(_FORGET_A_GUESTS, whose, whose, GUESTS_KEPT)
 
     def audits(
         self, instance: UUID | None = None, after: int | None = 0, limit: int = 1_000
