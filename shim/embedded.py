@@ -195,7 +195,10 @@ class Embedded:
         """The answer, once the agent says that nobody else gets what it uses up."""
         here, deliver = partial(self._here, caller, request, look), partial(self._deliver_now, caller, request)
         reading = partial(self._reading_by_now, caller, request)
-        return Claimant(self._asks, caller, here, deliver, reading).claim(rendered)
+        return Claimant(self._asks, caller, here, deliver, reading, partial(self._may, caller, request)).claim(rendered)
+
+    def _may(self, caller: Caller, request: Request) -> bool:
+        return not isinstance(self._refuse(caller, request.path), Response)
 
     def hand(self, caller: Caller, request: Request, look: Look) -> Response | Pending:
         """What `look` makes of the store now, to a guest whose answer is made in part elsewhere, if it still may have

@@ -77,17 +77,29 @@ class Reading:
 
 
 class OneShot:
-    """The receipt of an answer with items under a lease. `inner` is told too."""
+    """The receipt of an answer with items under a lease, for one who `may` still have it. `inner` is told too."""
 
-    def __init__(self, asks: Asks, caller: Caller, lease: int, items: tuple[str, ...], inner: Reading | None) -> None:
+    def __init__(
+        self,
+        asks: Asks,
+        caller: Caller,
+        lease: int,
+        items: tuple[str, ...],
+        inner: Reading | None,
+        may: Callable[[], bool],
+    ) -> None:
         self._asks = asks
         self._caller = caller
         self._lease = lease
         self._items = items
         self._inner = inner
+        self._may = may
 
     async def commit(self) -> bool:
-        """Have them count as read. Should the agent die meanwhile, the next one is asked."""
+        """Have them count as read. Should the agent die meanwhile, the next one is asked. What was closed while the
+        guest took its time is not read any more."""
+        if not self._may():
+            return False
         outcome = await self._asks.answered(self._caller, Spend(self._lease, self._items))
         return outcome.fate == "done"
 
@@ -105,9 +117,10 @@ class Claimant:
     evaluate  what there is now, after a look at the store: a Response where it may not have it any more
     deliver   makes its answer of what is left, where that uses nothing up
     reading   what is told that an answer was read, if anything is
+    may       whether it may still have it
     """
 
-    __slots__ = ("_asks", "_caller", "_deliver", "_evaluate", "_gone", "_reading", "_tried", "pending")
+    __slots__ = ("_asks", "_caller", "_deliver", "_evaluate", "_gone", "_may", "_reading", "_tried", "pending")
 
     def __init__(
         self,
@@ -116,12 +129,14 @@ class Claimant:
         evaluate: Callable[[], Rendered | Response],
         deliver: Callable[[Rendered], Response | Pending],
         reading: Callable[[Response], Reading | None],
+        may: Callable[[], bool],
     ) -> None:
         self._asks = asks
         self._caller = caller
         self._evaluate = evaluate
         self._deliver = deliver
         self._reading = reading
+        self._may = may
         self._tried = 0
         self._gone = False
         self.pending = Pending()
@@ -139,7 +154,7 @@ class Claimant:
             now = self._evaluate() if outcome.fate == "done" else _UNAVAILABLE
             if isinstance(now, Rendered) and now.claims and frozenset(now.claims) == frozenset(outcome.items):
                 reading = self._reading(now.response)
-                receipt = OneShot(self._asks, self._caller, outcome.lease, outcome.items, reading)
+                receipt = OneShot(self._asks, self._caller, outcome.lease, outcome.items, reading, self._may)
                 self.pending.settle(replace(now.response, receipt=receipt))
                 return
         if outcome.lease:

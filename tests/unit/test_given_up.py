@@ -102,6 +102,21 @@ def test_what_was_closed_while_one_waited_for_its_turn_is_not_given(tmp_path: Pa
     tell(tmp_path, story)
 
 
+def test_what_was_closed_while_one_took_its_time_is_not_read(tmp_path: Path) -> None:
+    async def story(site: LiveSite) -> None:
+        site.store.put_source(source("secret", SECRET, reads=ONCE))
+        answer = site.get(USER)
+        assert answer.receipt is not None
+        site.denied.add(A)
+        assert not await answer.receipt.commit()
+        answer.receipt.done(False)
+        site.denied.clear()
+        again = site.get(USER)
+        assert again.body == SECRET and again.receipt is not None and await again.receipt.commit()
+
+    tell(tmp_path, story)
+
+
 def test_what_was_edited_while_one_waited_for_its_turn_is_given_as_it_is_now(tmp_path: Path) -> None:
     async def story(site: LiveSite) -> None:
         site.store.put_source(source("secret", SECRET, reads=ONCE))
