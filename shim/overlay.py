@@ -15,14 +15,16 @@ from msgspec.structs import replace
 from shim.catalog import Catalog
 from shim.core.closure import fold
 from shim.core.exchange import Caller, Pending, Rendered, Request, Response
+from shim.core.source import BACKEND
 from shim.errors import BackendError
 from shim.forward.identify import Entry
 from shim.forward.routes import decode
 from shim.forward.unavailable import broken_off
 from shim.metadata.faces import nothing_used
 from shim.metadata.leaves import user_data, vendor_data_with
-from shim.metadata.tree import Leaf, found, plain
+from shim.metadata.tree import BINARY, Leaf, found, plain
 from shim.metadata.view import View
+from shim.metadata.waits import wait_of
 from shim.settings import EMBEDDED
 from shim.waiting import collected, settled
 
@@ -31,6 +33,14 @@ BODY_BYTES = 1 << 20
 
 _USER = frozenset(("/latest/user-data", "/openstack/latest/user_data"))
 _VENDOR = "/openstack/latest/vendor_data.json"
+_BY_ITSELF = "/metashim/v1/sources/backend/user-data"
+_BESIDE = {
+    "/metashim/v1/user-data": b"/openstack/latest/user_data",
+    "/metashim/v1/vendor-data": _VENDOR.encode(),
+    _BY_ITSELF: b"/openstack/latest/user_data",
+}
+"""Folded paths of our own face, and what a backend is asked for of them, if it answers that path."""
+_NO_WAIT = replace(plain(400, b"nobody can wait for what a backend answers\n"), backend=EMBEDDED)
 # A part of it, or that it has not changed, is of no use: it is not the guest's answer.
 _LEFT_OUT = frozenset((b"if-none-match", b"if-modified-since", b"range", b"if-range", b"accept-encoding"))
 
@@ -48,20 +58,32 @@ class Overlay:
         self._catalog = catalog
         self._hand = hand
 
+    def beside(self, request: Request) -> bytes | None:
+        """The path of a backend's that a request of our own face is about; None if there is none."""
+        if b"data" not in request.path or request.method not in (b"GET", b"HEAD"):
+            return None
+        return _BESIDE.get(_folded(request.path))
+
     def concerns(self, entry: Entry, request: Request) -> bool:
         """Whether the backend's answer is to be composed with others. Raises StoreError."""
         path = request.path
         if (b"data" not in path and b"%" not in path) or request.method not in (b"GET", b"HEAD"):
             return False
         folded = _folded(path)
+        if folded in _BESIDE:
+            return True
         if folded in _USER and entry.policy.auto is not None and entry.policy.auto.on_read:
             return True  # somebody waits for it to be read
         return (folded in _USER or folded == _VENDOR) and bool(self._catalog.view(entry).sources)
 
     async def answer(self, caller: Caller, request: Request, ask: Ask) -> Response:
         """The composition of what the backend answers and what the store has."""
+        beside = self.beside(request)
+        if beside is not None and wait_of(request) is not None:
+            return _NO_WAIT
         headers = tuple(one for one in request.headers if one[0] not in _LEFT_OUT)
-        theirs = await settled(ask(Request(b"GET", request.path, request.query, headers)))
+        path, query = (request.path, request.query) if beside is None else (beside, b"")
+        theirs = await settled(ask(Request(b"GET", path, query, headers)))
         if theirs.status not in (200, 404):
             return theirs
         try:
@@ -76,7 +98,11 @@ class Overlay:
     def _composed(self, request: Request, theirs: Response, entry: Entry) -> Rendered | Response:
         view = self._catalog.view(entry)
         body = theirs.body if theirs.status == 200 else None
-        leaf = _vendor(view, body) if _folded(request.path) == _VENDOR else user_data(view, body)
+        folded = _folded(request.path)
+        if folded == _BY_ITSELF and body is not None:
+            return found(view, body, BINARY, more=((b"x-metashim-owner", BACKEND.encode()),))
+        is_vendor = _VENDOR in (folded, _BESIDE.get(folded, b"").decode())
+        leaf = _vendor(view, body) if is_vendor else None if folded == _BY_ITSELF else user_data(view, body)
         if leaf is None:
             return theirs
         if leaf.body == body:

@@ -17,7 +17,7 @@ from shim.errors import StoreError
 from shim.forward import token
 from shim.forward.allowance import TOO_MANY, Allowance, Concurrency
 from shim.forward.identify import Entry, Table
-from shim.forward.routes import Routes, decode
+from shim.forward.routes import OWN, Routes, decode
 from shim.forward.subjects import Subjects
 from shim.forward.unavailable import unavailable
 from shim.overlay import Overlay
@@ -90,11 +90,19 @@ class Service:
             return route
         if entry.policy.closed and _is_closed(entry.policy, request.path):
             return CLOSED
+        if route == EMBEDDED and request.path.startswith(OWN):
+            route = self._beside(entry, request)
         if route != EMBEDDED:
             return self._forward(route, caller, entry, request)
         if request.parts is None:
             return self._embedded(caller, entry, request)
         return self._limited(entry, lambda: self._embedded(caller, entry, request))
+
+    def _beside(self, entry: Entry, request: Request) -> str:
+        """Who answers what our own face shows of a backend's user-data: that one, where it answers the instance."""
+        theirs = self._overlay.beside(request) if self._overlay is not None else None
+        route = self._routes.backend(theirs, entry.policy.routes) if theirs is not None else EMBEDDED
+        return route if isinstance(route, str) else EMBEDDED
 
     def still(self, caller: Caller, path: bytes) -> Entry | Response:
         """Whose the slot of one is who was let in before and has waited since, or what it gets now."""

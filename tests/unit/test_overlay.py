@@ -344,3 +344,39 @@ def test_who_leaves_gives_up_what_the_backend_was_asked(tmp_path: Path) -> None:
         assert over == [1]
 
     at(tmp_path, story)
+
+
+def test_our_own_face_shows_what_the_backend_says_by_itself_and_composed(tmp_path: Path) -> None:
+    async def story(place: Place) -> None:
+        place.put()
+        alone = await place.get("/metashim/v1/sources/backend/user-data")
+        assert (alone.status, alone.body) == (200, THEIRS)
+        assert dict(alone.headers)[b"x-metashim-owner"] == b"backend" and b"etag" in dict(alone.headers)
+        both = await place.get("/metashim/v1/user-data")
+        assert both.body == (await place.get(OPENSTACK)).body and b"ours" in both.body and b"theirs" in both.body
+        place.says = Response(200, ((b"content-type", b"application/json"),), b'{"a": 1}', backend="nova")
+        vendor = await place.get("/metashim/v1/vendor-data")
+        assert vendor.body == b'{"a": 1}', "no source has a part in it"
+        assert [one.path for one in place.asked] == [OPENSTACK.encode()] * 3 + [VENDOR.encode()]
+
+    at(tmp_path, story)
+
+
+@pytest.mark.parametrize("query", ["?wait=5&etag=x", "?wait=nonsense"])
+def test_nobody_waits_for_what_a_backend_answers(tmp_path: Path, query: str) -> None:
+    async def story(place: Place) -> None:
+        assert (await place.get(f"/metashim/v1/user-data{query}")).status == 400
+        assert (await place.get("/metashim/v1/user-data", accept="text/event-stream")).status == 400
+        assert place.asked == []
+
+    at(tmp_path, story)
+
+
+def test_a_backend_without_user_data_has_none_by_itself(tmp_path: Path) -> None:
+    async def story(place: Place) -> None:
+        place.put()
+        place.says = Response(404, (), b"none", backend="nova")
+        assert (await place.get("/metashim/v1/sources/backend/user-data")).status == 404
+        assert (await place.get("/metashim/v1/user-data")).body == OURS
+
+    at(tmp_path, story)

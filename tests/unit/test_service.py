@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -15,7 +16,9 @@ from shim.forward.identify import Entry, Table
 from shim.forward.routes import Routes
 from shim.forward.subjects import Subjects
 from shim.forward.token import HEADER, TTL_HEADER, Keys
+from shim.overlay import Overlay
 from shim.service import Service
+from tests.unit.live_site import LiveSite, tell
 
 A = UUID(int=1)
 V4, V6 = Caller(1, 7, A, Family.V4), Caller(1, 7, A, Family.V6)
@@ -169,3 +172,20 @@ def test_what_fails_or_is_answered_at_once_is_not_under_way() -> None:
             scene.get(b"/far")
     scene.answer = lambda: THEIRS
     assert [scene.get(b"/far") for _ in range(5)] == [THEIRS] * 5
+
+
+def test_our_own_face_asks_the_backend_for_its_part_where_that_answers_the_instance(tmp_path: Path) -> None:
+    async def story(site: LiveSite) -> None:
+        scene = Scene(Policy(routes=(("/", "http"),)))
+        scene.service._overlay = Overlay(site.catalog, site.embedded.hand)
+        scene.answer = lambda: Response(200, (), b"#!theirs\n", backend="http")
+        answer = scene.service.handle(V4, Request(b"GET", b"/metashim/v1/sources/backend/user-data"))
+        assert not isinstance(answer, Response | Pending)
+        assert (await answer).body == b"#!theirs\n"
+        assert [request.path for _, request in scene.asked] == [b"/openstack/latest/user_data"]
+        for path in (b"/metashim/v1/kv/", b"/metashim/v1/sources/host/x", b"/metashim/v1/meta-data"):
+            assert scene.service.handle(V4, Request(b"GET", path)) is OURS
+        scene.set(Policy())
+        assert scene.service.handle(V4, Request(b"GET", b"/metashim/v1/user-data")) is OURS
+
+    tell(tmp_path, story)
