@@ -206,7 +206,7 @@ def test_sixty_four_who_wait_and_never_read(site: Hypervisor, guests: tuple[Veth
         socks.append(sock)
     for number in range(30):
         client.put_key(A, "host/large", b"%d" % number + b"x" * 200_000, {})
-    assert slowest(other) < max(5 * quick, 0.05)
+    assert slowest(other) < max(10 * quick, 0.25)
     assert resident(site.worker) - before < 63 * 400_000
     with connect(guest) as last:
         last.sendall(request("GET", ID))
@@ -227,7 +227,7 @@ def test_sixty_four_idle_watches(site: Hypervisor, guests: tuple[VethGuest, Veth
     socks = [connect(guest, timeout=5) for _ in range(64)]
     for sock in socks:
         sock.sendall(request("GET", f"{KV}/host/idle?wait=60&etag={etag}"))
-    assert slowest(other) < max(5 * quick, 0.05)
+    assert slowest(other) < max(10 * quick, 0.25)
     with connect(guest) as more:
         assert b" 429 " in more.recv(1000)
     api(site).put_key(A, "host/idle", b"2", {})
@@ -287,7 +287,7 @@ def test_thousands_who_ask_for_a_secret_and_leave(site: Hypervisor, guests: tupl
     leave(guest, f"{KV}/host/secret", 1500, step=0)
     with connect(guest, timeout=15) as patient:
         patient.sendall(request("GET", f"{KV}/host/secret"))
-        assert slowest(other) < 0.1, "the neighbour"
+        assert slowest(other) < 0.25, "the neighbour"
         assert say(guest, "PUT", f"{KV}/guest/a", b"1").status in (201, 204), "its own writes"
         began = time.monotonic()
         reset(slow)

@@ -21,7 +21,7 @@ from tests.netns.test_live import Waiting, tag
 
 A, B = uuid_of(1), uuid_of(2)
 USER, VENDOR = "/latest/user-data", "/openstack/latest/vendor_data.json"
-SOON = 1.5
+SOON = 3.0
 """Seconds from a change of a file until guests see it, on a busy host."""
 
 
