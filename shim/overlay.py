@@ -20,6 +20,7 @@ from shim.errors import BackendError
 from shim.forward.identify import Entry
 from shim.forward.routes import decode
 from shim.forward.unavailable import broken_off
+from shim.metadata.compose import has_user_data
 from shim.metadata.faces import nothing_used
 from shim.metadata.leaves import user_data, vendor_data_with
 from shim.metadata.tree import BINARY, Leaf, found, plain
@@ -74,7 +75,10 @@ class Overlay:
             return True
         if folded in _USER and entry.policy.auto is not None and entry.policy.auto.on_read:
             return True  # somebody waits for it to be read
-        return (folded in _USER or folded == _VENDOR) and bool(self._catalog.view(entry).sources)
+        if folded not in _USER and folded != _VENDOR:
+            return False
+        view = self._catalog.view(entry)
+        return bool(view.sources) or (folded in _USER and has_user_data(view))
 
     async def answer(self, caller: Caller, request: Request, ask: Ask) -> Response:
         """The composition of what the backend answers and what the store has."""

@@ -380,3 +380,13 @@ def test_a_backend_without_user_data_has_none_by_itself(tmp_path: Path) -> None:
         assert (await place.get("/metashim/v1/user-data")).body == OURS
 
     at(tmp_path, story)
+
+
+def test_the_documents_own_is_one_of_them_beside_a_backends_alone(tmp_path: Path) -> None:
+    async def story(place: Place) -> None:
+        place.site.store.put_document(A, b'{"user_data": "#cloud-config\\npackages: [document]\\n"}')
+        place.site.changed()
+        body = (await place.get(OPENSTACK)).body
+        assert b"document" in body and b"theirs" in body
+
+    at(tmp_path, story)
