@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from uuid import UUID
 
-from shim.control.client import Client
+from shim.control.live_client import LiveClient
 from shim.control.shapes import PortView
 from shim.core.policy import Access, Family
 from tests.lab import Lab
@@ -116,8 +116,8 @@ class Hypervisor:
         return self.lab.host.run([*self.argv, *words], check=check, cwd=str(ROOT), timeout=timeout)
 
     @property
-    def api(self) -> Client:
-        return Client(self.run / "control.sock", 15.0)
+    def api(self) -> LiveClient:
+        return LiveClient(self.run / "control.sock", 15.0)
 
     def begin(self, **environment: str) -> subprocess.Popen[bytes]:
         """Start an agent without waiting for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -84,16 +85,45 @@ def test_tokens_and_modes_outlive_the_agent(site: Hypervisor, guest: VethGuest, 
 def test_a_store_of_the_first_schema_is_brought_along(site: Hypervisor, guest: VethGuest) -> None:
     site.api.set_policy(guest.instance, None, [], 9)
     site.end(signal.SIGTERM)
-    with sqlite3.connect(site.state / "metashim.db") as db:
-        db.execute("ALTER TABLE policies DROP COLUMN tokens")
-        db.execute("ALTER TABLE policies DROP COLUMN routes")
-        db.execute("PRAGMA user_version = 1")
-    db.close()
+    make_first_schema(site.state / "metashim.db")
     site.start()
     site.await_port(guest.tap, guest.instance)
     assert site.api.policy(guest.instance).hop_limit == 9
     site.api.set_tokens(guest.instance, Tokens.REQUIRED)
     assert (seen(guest), seen(guest, token_of(guest))) == (401, 200)
+
+
+FIRST_SCHEMA = """
+    CREATE TABLE counter (last INTEGER NOT NULL);
+    INSERT INTO counter VALUES (0);
+    CREATE TABLE documents (
+        instance TEXT PRIMARY KEY, body BLOB NOT NULL, revision INTEGER NOT NULL, changed REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE policies (
+        instance TEXT PRIMARY KEY, v4 TEXT NOT NULL, v6 TEXT NOT NULL, hop_limit INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE attachments (
+        netns TEXT NOT NULL, tap TEXT NOT NULL, instance TEXT NOT NULL, PRIMARY KEY (netns, tap)
+    ) WITHOUT ROWID;
+    PRAGMA application_id = 1836279913;
+    PRAGMA user_version = 1;
+"""
+
+
+def make_first_schema(path: Path) -> None:
+    """The store as the first version of metashim would have it, with these policies and attachments."""
+    former = sqlite3.connect(path)
+    policies = former.execute("SELECT instance, v4, v6, hop_limit FROM policies").fetchall()
+    attachments = former.execute("SELECT netns, tap, instance FROM attachments").fetchall()
+    former.close()
+    for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        name.unlink(missing_ok=True)
+    first = sqlite3.connect(path)
+    first.executescript(FIRST_SCHEMA)
+    first.executemany("INSERT INTO policies VALUES (?, ?, ?, ?)", policies)
+    first.executemany("INSERT INTO attachments VALUES (?, ?, ?)", attachments)
+    first.commit()
+    first.close()
 
 
 def test_damaged_keys_are_said_and_nobody_is_let_in(site: Hypervisor, guest: VethGuest) -> None:
