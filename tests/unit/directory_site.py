@@ -14,7 +14,7 @@ from shim.core.source import Source
 from shim.directory import Directory
 
 WAIT = 5.0
-QUIET = 0.3
+QUIET = 0.15
 """Some times the settling: long enough for whatever is to come of a change."""
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="not root: cannot give a file away")

@@ -141,7 +141,7 @@ class TestChanges:
         """Files come and go all the time, in folders old and new; what is there at the end is what is in force."""
         script = """
 import os, pathlib, random, sys, time
-root, end, rng = pathlib.Path(sys.argv[1]), time.monotonic() + 2.5, random.Random(4)
+root, end, rng = pathlib.Path(sys.argv[1]), time.monotonic() + 1.2, random.Random(4)
 while time.monotonic() < end:
     path = root / rng.choice(["host", "project/p%d" % rng.randrange(5), "tag/a=%d" % rng.randrange(5)]) / ("n%d" % rng.randrange(20))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,10 +176,10 @@ class TestHalfWritten:
         async def body(site: Site) -> None:
             await site.bodies({"host/a": b"old"})
             with (folder / "host/a").open("w") as file:
-                for number in range(30):  # 1.5 s: as scp of a large file over a slow line
+                for number in range(30):  # 0.6 s: as scp of a large file over a slow line
                     file.write("x" * 100)
                     file.flush()
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.02)
                     assert site.force.bodies["host/a"] == b"old"
                     if number == 10:
                         put(folder / "host/b", "another")  # wakes it meanwhile
@@ -204,7 +204,7 @@ class TestHalfWritten:
 
     def test_nobody_who_writes_is_disturbed(self, folder):
         """The lease that tells of a writer must neither hold one up for long, nor end the reader by its signal."""
-        script = "import sys\nfor n in range(3000):\n    with open(sys.argv[1], 'w') as f: f.write(str(n))\n"
+        script = "import sys\nfor n in range(1000):\n    with open(sys.argv[1], 'w') as f: f.write(str(n))\n"
 
         async def body(site: Site) -> None:
             await until(lambda: site.force.calls)
@@ -214,7 +214,7 @@ class TestHalfWritten:
                 listing.read(folder, lambda path: None)
                 await asyncio.sleep(0)
             assert process.returncode == 0
-            await site.bodies({"host/a": b"2999"})
+            await site.bodies({"host/a": b"999"})
 
         watched(folder, body)
 
@@ -316,7 +316,7 @@ class TestApply:
         watched(folder, body)
 
     def test_it_is_tried_again_some_time(self, folder, monkeypatch):
-        monkeypatch.setattr(directory, "RESCAN_SECONDS", 0.2)
+        monkeypatch.setattr(directory, "RESCAN_SECONDS", 0.1)
         put(folder / "host/a", "1")
 
         async def body(site: Site) -> None:
@@ -327,7 +327,7 @@ class TestApply:
             await site.bodies({"host/a": b"1"})
             await site.well()
             calls = site.force.calls
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.3)
             assert site.force.calls == calls, "not where nothing changed"
 
         watched(folder, body)
