@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -350,6 +351,12 @@ def waiting(memory: Memory, target: str, then: Any, **headers: str) -> tuple[Res
     return run(both())
 
 
+def together(*waits: Callable[[], tuple[Response, float]]) -> list[tuple[Response, float]]:
+    """What comes of several that wait, at the same time."""
+    with ThreadPoolExecutor(len(waits)) as threads:
+        return [one.result() for one in [threads.submit(wait) for wait in waits]]
+
+
 def put(memory: Memory, key: str, body: bytes, instance: Any = ONE, until: float | None = None) -> Any:
     return memory.put_key(instance, Value(key, body, until=until), None, None, who="t")
 
@@ -378,13 +385,16 @@ def test_a_wait_for_what_changed_already_ends_at_once() -> None:
 
 
 def test_a_wait_that_is_over() -> None:
-    memory = Memory()
-    run(put(memory, "guest/a", b"1"))
+    one, two = Memory(), Memory()
+    for memory in (one, two):
+        run(put(memory, "guest/a", b"1"))
     tag = etag(b"1")
-    answer, took = waiting(memory, f"{KV}/guest/a?wait=1&etag={tag}", lambda: put(memory, "guest/b", b"2"))
+    (answer, took), (same, _) = together(
+        lambda: waiting(one, f"{KV}/guest/a?wait=1&etag={tag}", lambda: put(one, "guest/b", b"2")),
+        lambda: waiting(two, f"{KV}/guest/a?wait=1&etag={tag}", lambda: put(two, "guest/a", b"1")),
+    )
     assert (answer.status, answer.body, header(answer, b"etag")) == (304, b"", f'"{tag}"')
     assert 0.9 < took < 3
-    same, _ = waiting(memory, f"{KV}/guest/a?wait=1&etag={tag}", lambda: put(memory, "guest/a", b"1"))
     assert same.status == 304, "written again with the same bytes"
 
 
@@ -408,9 +418,12 @@ def test_what_is_not_there_can_be_waited_for() -> None:
         memory, f"{KV}/guest/a?wait=9&etag={etag(b'1')}", lambda: memory.delete_key(ONE, "guest/a", None, who="t")
     )
     assert gone.status == 404 and took < 2
-    still, _ = waiting(memory, f"{KV}/guest/a?wait=1&etag=0", lambda: put(memory, "guest/ab", b"1"))
+    one, two = Memory(), Memory()
+    (still, _), (other, _) = together(
+        lambda: waiting(one, f"{KV}/guest/a?wait=1&etag=0", lambda: put(one, "guest/ab", b"1")),
+        lambda: waiting(two, f"{KV}/guest/a?wait=1&etag=0", lambda: put(two, "guest/a", b"1", TWO)),
+    )
     assert still.status == 304
-    other, _ = waiting(memory, f"{KV}/guest/a?wait=1&etag=0", lambda: put(memory, "guest/a", b"1", TWO))
     assert other.status == 304, "another instance's"
 
 
