@@ -147,6 +147,7 @@ class Agent:
         self._operations: AgentOperations
         self._writes: Writes
         self._directory: Directory | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     def _wire(self) -> None:
         """What needs to know the datapath, which is chosen as it is opened."""
@@ -191,7 +192,7 @@ class Agent:
         self._watch_events()
         self._signing.turn()
         self._tasks.append(asyncio.ensure_future(self._signing.run()))
-        self._tasks.append(asyncio.ensure_future(self._writes.run()))
+        self._writing = asyncio.ensure_future(self._writes.run())
         self._operations.plan_all()
         self._watch_directory()
         await self._workers.start()
@@ -218,6 +219,9 @@ class Agent:
             self._workers.leave()
         else:
             await self._workers.stop(FINISH_SECONDS)
+        if self._writing is not None:  # not before: what the workers finish may have to be written
+            self._writing.cancel()
+            await asyncio.wait({self._writing})
         if self._control is not None:
             await self._control.drain(1.0)
         await self._end_metrics()

@@ -11,14 +11,13 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
 import msgspec
 
 from shim.control import shapes
-from shim.core.policy import Access, Composition, Family, Tokens
 from shim.errors import (
     ConflictError,
     InputError,
@@ -28,6 +27,9 @@ from shim.errors import (
     StoreError,
     UnreachableError,
 )
+
+if TYPE_CHECKING:  # a twelfth of what the short verbs take to start
+    from shim.core.policy import Access, Composition, Family, Tokens
 
 T = TypeVar("T")
 

@@ -59,9 +59,14 @@ def parse_prefix(text: str) -> str:
     return folded
 
 
+_PARAMETERS = re.compile(r";[^/]*")
+"""Of a segment (RFC 3986, 3.3): there are servers to which they are no part of its name."""
+
+
 def fold(path: str) -> str:
-    """A decoded path as closures are compared with it: its version as `latest` or `v1`, no slash at its end."""
-    path = path.rstrip("/")
+    """A decoded path as closures are compared with it: its version as `latest` or `v1`, no parameters (`;x`), no slash
+    at its end."""
+    path = (_PARAMETERS.sub("", path) if ";" in path else path).rstrip("/")
     for version, folded in _FOLDS:
         found = version.match(path)
         if found is not None:

@@ -152,3 +152,9 @@ def test_folding_again_changes_nothing(path: str) -> None:
 @given(NAMES, NAMES)
 def test_a_name_that_only_begins_so_is_another(name: str, more: str) -> None:
     assert not is_closed(f"/latest/{name}{more}", (f"/latest/{name}",))
+
+
+def test_parameters_of_a_segment_are_no_way_around() -> None:
+    closed = prefixes(["/latest/user-data", "vendor-data"])
+    for path in ("/latest/user-data;x", "/2009-04-04;a=b/user-data;", "/openstack/latest/vendor_data.json;j=1"):
+        assert is_closed(fold(path), closed), path
