@@ -22,7 +22,6 @@ INCLUDES = ("text/x-include-url", "text/x-include-once-url")
 SCRIPT = "text/x-shellscript"
 TEXT = "text/plain"
 BINARY = "application/octet-stream"
-MULTIPART = "multipart/mixed"
 MESSAGE = "message/rfc822"
 """A MIME message of one body, which is no multipart."""
 

@@ -75,11 +75,6 @@ class Store(SourceStore, KvStore, MarkStore):
         with explained(self.path):
             return {UUID(instance): Stamp(revision, changed) for instance, revision, changed in rows}
 
-    def document_sizes(self) -> dict[UUID, int]:
-        """The bytes of each document."""
-        with explained(self.path):
-            return {UUID(one): size for one, size in self._read("SELECT instance, length(body) FROM documents")}
-
     def delete_document(self, instance: UUID) -> bool:
         """Forget a document; whether there was one."""
         return self._delete(instance, ("documents",))

@@ -66,11 +66,6 @@ class SourceStore(StoreFile):
         with explained(self.path):
             return [source_of(row) for row in rows]
 
-    def sizes(self) -> dict[str, tuple[int, int]]:
-        """How many sources there are, and the bytes of all of them, by scope (Scope.text)."""
-        rows = self._read("SELECT scope, count(*), sum(length(body)) FROM sources GROUP BY scope")
-        return {scope: (count, size) for scope, count, size in rows}
-
     def replace_directory(self, sources: Iterable[Source]) -> Replaced:
         """Let these be all sources of origin `directory`. One that is as it was keeps its revision, and what was used
         up of it. Raises InputError for one that cannot be, or that is given twice; then nothing was changed."""
