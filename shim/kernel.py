@@ -46,11 +46,12 @@ class Kernel:
         fresh = await self._ensure_gateway()
         await self._open()
         former = self._datapath(OTHER[self.datapath.name])
-        if not former.left():
+        if former.left():
+            log.info("%s takes over from %s", self.datapath.name, former.name)
+            self._handover = Handover(former)
+            self.left = await self._handover.observe()
+        elif not self.datapath.cut:
             return fresh
-        log.info("%s takes over from %s", self.datapath.name, former.name)
-        self._handover = Handover(former)
-        self.left = await self._handover.observe()
         await gateways.remove(self._route, self.gateway)
         await self._ensure_gateway()
         await self.datapath.open(self.gateway_ifindex)

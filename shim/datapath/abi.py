@@ -18,7 +18,8 @@ from shim.core.port import Port
 from shim.core.verdict import COUNTERS, Event, Verdict
 
 VERSION = 1
-"""Grows with every change of a shape here: the pins of each version have a folder of their own."""
+"""Grows with every change of a shape here: the pins of each version have a folder of their own. The map whose record
+is another one says so (`since`), and former.py says what it was."""
 
 SERVICES = 4
 SERVICE_PORTS = 4
@@ -145,7 +146,7 @@ class EventRecord(ct.Structure):
 
 @dataclass(frozen=True, slots=True)
 class MapShape:
-    """One map: what bpf(2) is asked for when it is made."""
+    """One map: what bpf(2) is asked for when it is made, and the version since which its record is as it is."""
 
     name: str
     kind: int
@@ -153,6 +154,7 @@ class MapShape:
     value_bytes: int
     entries: int
     flags: int = 0
+    since: int = 1
 
 
 HASH, ARRAY, DEVMAP, RINGBUF = 1, 2, 14, 27

@@ -95,6 +95,11 @@ class Datapath(Protocol):
     """What of the contract it cannot do, a sentence each for operators; see rules/README.md."""
 
     @property
+    def cut(self) -> bool:
+        """Whether `open` found what it could not go on with: connections that stand in the gateway are nobody's then,
+        and its namespace is to be made anew, and `open` called again, before any port is ensured."""
+
+    @property
     def fd(self) -> int:
         """Readable when `events` has something; -1 while the datapath is not open, or has no such thing."""
 

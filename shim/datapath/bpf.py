@@ -22,6 +22,7 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv6
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_GET_NEXT, OBJ_PIN, OBJ_GET = 0, 1, 2, 3, 4, 6, 7
 PROG_TEST_RUN, OBJ_GET_INFO = 10, 15
 _ATTR_BYTES = 128
+RDONLY_PROG = 1 << 7  # a map's flag that the kernel itself sets on arrays of devices
 
 _libc = ct.CDLL(None, use_errno=True)
 
@@ -63,6 +64,15 @@ def open_pin(path: Path) -> int:
     return _bpf(OBJ_GET, struct.pack("=QII", _address(name), 0, 0), f"cannot open {path}")[0]
 
 
+def _open_map_pin(path: Path) -> int:
+    """The same of a map. Raises KernelError (EINVAL) for a program: that has the same calls, and other answers."""
+    fd = open_pin(path)
+    if not Path(f"/proc/self/fd/{fd}").readlink().name.endswith("bpf-map"):
+        os.close(fd)
+        raise KernelError(f"what is pinned at {path} is no map", errno=errno.EINVAL)
+    return fd
+
+
 def test_run(prog: int, frame: bytes, repeat: int = 1, room: int = 4096) -> tuple[int, bytes, int]:
     """Runs a program on a frame (BPF_PROG_TEST_RUN): (its return value, the frame after, ns a run)."""
     data = ct.create_string_buffer(frame, len(frame))
@@ -94,19 +104,35 @@ class Map:
     @classmethod
     def open(cls, path: Path, shape: MapShape) -> Map:
         """The map pinned at `path`. Raises KernelError (errno 0) when it was made with another shape."""
-        found = cls(open_pin(path), shape)
-        kind, key, value, entries = found._info()
-        if (kind, key, value, entries) != (shape.kind, shape.key_bytes, shape.value_bytes, shape.entries):
+        found = cls(_open_map_pin(path), shape)
+        if found._info() != (shape.kind, shape.key_bytes, shape.value_bytes, shape.entries, shape.flags):
             found.close()
             raise KernelError(f"the map pinned at {path} has another shape than this version and its settings need")
         return found
 
-    def _info(self) -> tuple[int, int, int, int]:
+    @classmethod
+    def of_any_shape(cls, path: Path) -> Map:
+        """The map pinned at `path`, whatever version made it."""
+        found = cls(_open_map_pin(path), MapShape(path.name, 0, 0, 0, 0))
+        found.shape = MapShape(path.name, *found._info())
+        return found
+
+    @property
+    def id(self) -> int:
+        """What tells this map from all others in the kernel."""
+        return self._look()[1]
+
+    def _info(self) -> tuple[int, int, int, int, int]:
+        """Kind, bytes of key and value, entries and flags as they were asked for."""
+        kind, _, key, value, entries, flags = self._look()
+        return kind, key, value, entries, flags & ~RDONLY_PROG
+
+    def _look(self) -> tuple[int, int, int, int, int, int]:
+        """struct bpf_map_info, as far as its flags."""
         info = ct.create_string_buffer(80)
         attr = struct.pack("=IIQ", self.fd, len(info), _address(info))
         _bpf(OBJ_GET_INFO, attr, f"cannot look at the map {self.shape.name}")
-        kind, _, key, value, entries = struct.unpack_from("=IIIII", info.raw)
-        return kind, key, value, entries
+        return struct.unpack_from("=IIIIII", info.raw)
 
     def _call(self, command: int, key: bytes, value: ct.Array[ct.c_char] | None, doing: str) -> None:
         block = ct.create_string_buffer(key, max(len(key), 1))

@@ -1,8 +1,7 @@
 """The eBPF datapath: programs on tc ingress, state in pinned maps.
 
-Pins lie in `<bpffs>/<name>/<shape>/`, where <shape> is the ABI's version and the sizes from the settings:
-what differs there gets maps of its own, so a changed version or setting never misreads older state. The
-programs' pins carry a hash of their source, so an agent that starts again compiles nothing.
+The maps are pinned, and outlive versions of all this: see pins.py. The programs' pins carry a hash of their
+source, so an agent that starts again compiles nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from shim.core.port import Port
 from shim.core.verdict import Event, Verdict
 from shim.datapath import abi, bpf, compile
 from shim.datapath.base import Enrolled, Filters
+from shim.datapath.pins import Pins, Shape
 from shim.errors import KernelError
 
 RULES = Path(__file__).parents[2] / "rules" / "bpf"
@@ -39,9 +39,8 @@ class Ebpf:
     def __init__(self, filters: Filters, pins: Path, settings: bytes, max_ports: int, flows_per_port: int) -> None:
         self._filters = filters
         self._root = pins
-        self._folder = pins / f"v{abi.VERSION}-{max_ports}-{flows_per_port}"
+        self._pins = Pins(pins, Shape(abi.VERSION, max_ports, flows_per_port), abi.maps(max_ports, flows_per_port))
         self._settings = settings
-        self._shapes = abi.maps(max_ports, flows_per_port)
         self._flows_per_port = flows_per_port
         self._filter = f"{pins.name}:from_instance"
         self._reply_filter = f"{pins.name}:to_instance"
@@ -50,6 +49,10 @@ class Ebpf:
         self._attached: dict[int, tuple[int, int]] = {}
         self._gateway = 0
         self._ring: bpf.Ring | None = None
+
+    @property
+    def cut(self) -> bool:
+        return self._pins.cut
 
     @property
     def fd(self) -> int:
@@ -61,17 +64,15 @@ class Ebpf:
             await self._attach_reply()
             return
         self._open_maps()
+        self._programs = _open_programs(self._pins.folder)
+        self._pins.settle()
         self._maps["settings"].update(_key(0), self._settings)
-        self._programs = _open_programs(self._folder)
         self._ring = bpf.Ring(self._maps["events"])
         await self._attach_reply()
 
     def _open_maps(self) -> None:
-        if self._maps:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for shape in self._shapes:
-            self._maps[shape.name] = _open_map(self._folder / shape.name, shape)
+        if not self._maps:
+            self._maps = self._pins.open()
 
     async def _attach_reply(self) -> None:
         await self._filters.attach(self._gateway, self._programs["to_instance"], self._reply_filter, 0)
@@ -174,13 +175,7 @@ class Ebpf:
 
     async def prune(self) -> None:
         """Pins of other shapes and sources."""
-        current = {f"{name}-{source_hash()}" for name in compile.PROGRAMS} | {s.name for s in self._shapes}
-        for folder in self._root.iterdir():
-            if folder != self._folder:
-                shutil.rmtree(folder)
-        for pin in self._folder.iterdir():
-            if pin.name not in current:
-                pin.unlink()
+        self._pins.prune(f"{name}-{source_hash()}" for name in compile.PROGRAMS)
 
     def left(self) -> bool:
         return self._root.exists()
@@ -201,14 +196,6 @@ class Ebpf:
         for program in self._programs.values():
             os.close(program)
         self._maps, self._programs = {}, {}
-
-
-def _open_map(path: Path, shape: abi.MapShape) -> bpf.Map:
-    if path.exists():
-        return bpf.Map.open(path, shape)
-    made = bpf.Map.create(shape)
-    bpf.pin(made.fd, path)
-    return made
 
 
 def source_hash() -> str:

@@ -23,6 +23,7 @@ class Fake:
 
     name = "fake"
     lacks: tuple[str, ...] = ()
+    cut = False
     fd = -1
 
     def __init__(self, settings: bytes, clock: Callable[[], int]) -> None:

@@ -79,6 +79,7 @@ class Nft:
         "the reset that refuses a connection has the host's default TTL, not the instance's hop limit",
         "datapath.flows_per_port has no effect: the service's own connections are what is bounded",
     )
+    cut = False
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ MUST_BE_PURE = (
     "core/*.py",
     "datapath/*_rules.py",
     "datapath/abi.py",
+    "datapath/former.py",
     "datapath/model*.py",
     "datapath/nft_ports.py",
     "forward/identify.py",
