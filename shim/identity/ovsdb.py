@@ -1,0 +1,139 @@
+"""The table Interface of an Open vSwitch database, followed over OVSDB (RFC 7047) by the ovs library's session.
+
+The session connects, reconnects and probes by itself. Not by the library's replica, ovs.db.idl: that takes four times
+as long to read 10,000 rows, and on every new connection it first forgets all of them, as if no tap were anybody's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import ovs.jsonrpc
+import ovs.reconnect
+import ovs.stream
+import ovs.timeval
+
+from shim.identity.external_ids import COLUMNS, Interfaces
+
+DATABASE = "Open_vSwitch"
+TABLE = "Interface"
+MONITOR = "metashim"
+"""What this monitor is called in the server's updates. A connection has one only."""
+
+PROBE_MS = 5000
+"""After that long without a word the server is asked for one, and let go of when it stays silent as long again."""
+
+BACKOFF_MS = (1000, 2000)
+PATIENCE = 2.0
+"""Seconds that a first answer may take before it is somebody's trouble."""
+
+Message = ovs.jsonrpc.Message
+
+
+class _Reconnect(ovs.reconnect.Reconnect):  # type: ignore[misc]
+    """The library's, which remembers why the last connection could not be made or ended."""
+
+    why = ""
+
+    def disconnected(self, now: float, error: int) -> None:
+        if error > 0:
+            self.why = os.strerror(error)
+        elif error == ovs.jsonrpc.EOF:
+            self.why = "it closed the connection"
+        elif self.state is not ovs.reconnect.Reconnect.Reconnect:  # which is by `_give_up`, who says why
+            self.why = "it does not answer"
+        super().disconnected(now, error)
+
+
+class Follower:
+    """`interfaces` is the table as last read; `read` whether it is as the server has it now, `ever` whether it was."""
+
+    def __init__(self, remote: str) -> None:
+        self.interfaces = Interfaces()
+        self.read = self.ever = False
+        self._remote = remote
+        self._began = time.monotonic()
+        self._reconnect = _Reconnect(ovs.timeval.msec())
+        self._session = self._open(remote)
+        self._connection: int | None = None
+        self._asked: Any = None
+
+    def _open(self, remote: str) -> Any:
+        session = ovs.jsonrpc.Session(self._reconnect, None, [remote])
+        session.pick_remote()
+        self._reconnect.set_probe_interval(PROBE_MS)  # Unix sockets too: the server may hang
+        self._reconnect.set_backoff(*BACKOFF_MS)
+        self._reconnect.enable(ovs.timeval.msec())
+        return session
+
+    def run(self) -> bool:
+        """Takes over all that has arrived; whether there was anything. Never raises, never waits."""
+        try:
+            self._session.run()
+            self._renew()
+            return self._receive()
+        except (OSError, ValueError) as error:  # OSError: TLS that fails is one
+            self._give_up(str(error))
+            return False
+
+    def _renew(self) -> None:
+        """Begins anew on a new connection."""
+        if not self._session.is_connected():
+            self.read, self._connection = False, None
+        elif self._connection != self._session.get_seqno():
+            self._connection = self._session.get_seqno()
+            self.read = False
+            columns = {TABLE: {"columns": list(COLUMNS)}}
+            request = Message.create_request("monitor", [DATABASE, MONITOR, columns])
+            self._asked = request.id
+            self._session.send(request)
+
+    def _receive(self) -> bool:
+        heard = False
+        while (message := self._session.recv()) is not None:
+            self._take(message)
+            heard = True
+        return heard
+
+    def _take(self, message: Any) -> None:
+        """Raises ValueError for what is no answer."""
+        if message.type == Message.T_REPLY and message.id == self._asked:
+            self.interfaces.replace(_table(message.result))
+            self.read = self.ever = True
+            self._reconnect.why = ""
+        elif message.type == Message.T_ERROR and message.id == self._asked:
+            raise ValueError(f"it refuses to tell of {TABLE}: {message.error}")
+        elif message.type == Message.T_NOTIFY and message.method == "update" and self.read:
+            self.interfaces.update(_table(message.params[1]))
+
+    def _give_up(self, why: str) -> None:
+        """Lets go of the connection, to begin anew."""
+        self.read = False
+        self._reconnect.why = why
+        self._session.force_reconnect()
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong and what to do, empty when all is well."""
+        if self.read:
+            return self.interfaces.trouble
+        if not self._reconnect.why and time.monotonic() - self._began < PATIENCE:
+            return ""
+        why = self._reconnect.why or "it does not answer"
+        return f"no word from {self._remote}: {why} (is ovsdb-server running, and identity.ovs where it listens?)"
+
+    def wait(self, poller: Any) -> None:
+        """Has the poller wake up when there is something to run."""
+        self._session.wait(poller)
+        self._session.recv_wait(poller)
+        if not self.read:
+            poller.timer_wait(PATIENCE * 1000)
+
+
+def _table(tables: Any) -> Any:
+    """What a reply or an update tells of the table. Raises ValueError."""
+    if not isinstance(tables, dict):
+        raise ValueError(f"it tells of no tables, but {str(tables)[:60]!r}")
+    return tables.get(TABLE, {})
