@@ -167,8 +167,10 @@ def maps(max_ports: int, flows_per_port: int) -> list[MapShape]:
     flows = max_ports * flows_per_port
     u32 = ct.sizeof(ct.c_uint32)
 
-    def sized(name: str, kind: int, key: int, value: type[ct.Structure], entries: int, flags: int = 0) -> MapShape:
-        return MapShape(name, kind, key, ct.sizeof(value), entries, flags)
+    def sized(
+        name: str, kind: int, key: int, value: type[ct.Structure], entries: int, flags: int = 0, since: int = 1
+    ) -> MapShape:
+        return MapShape(name, kind, key, ct.sizeof(value), entries, flags, since)
 
     return [
         sized("settings", ARRAY, u32, Settings, 1),

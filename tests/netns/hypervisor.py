@@ -66,6 +66,7 @@ class Hypervisor:
         self.run, self.state = self.folder / "run", self.folder / "state"
         self.mapping, self.log = self.folder / "instances.toml", self.folder / "log"
         self.agent: subprocess.Popen[bytes] | None = None
+        self.tree = ROOT  # whose agents and verbs are started: another version's, if that is set
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(self.folder / "notify"))
         self.configure(settings, host=host, proxy=proxy, identity=identity)
@@ -113,7 +114,7 @@ class Hypervisor:
 
     def verb(self, *words: str, check: bool = True, timeout: float = 30) -> subprocess.CompletedProcess[str]:
         """A verb of the command line, run on the hypervisor."""
-        return self.lab.host.run([*self.argv, *words], check=check, cwd=str(ROOT), timeout=timeout)
+        return self.lab.host.run([*self.argv, *words], check=check, cwd=str(self.tree), timeout=timeout)
 
     @property
     def api(self) -> LiveClient:
@@ -126,7 +127,7 @@ class Hypervisor:
         options = ["--datapath", self.datapath] if self.datapath else []
         with self.log.open("ab") as log:
             self.agent = self.lab.run_in_host(
-                ["env", *variables, *self.argv, "agent", *options], cwd=str(ROOT), stdout=log, stderr=log
+                ["env", *variables, *self.argv, "agent", *options], cwd=str(self.tree), stdout=log, stderr=log
             )
         return self.agent
 
