@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from shim.core.instance import parse_instance
 from shim.core.names import parse_ip
 from shim.identity.said import TEXT_MAX, Claim, plain, subject_of
 
@@ -24,12 +25,15 @@ _PORT_IN_TAP = 11
 
 
 def claims_of(xml: str) -> list[Claim]:
-    """One claim for each interface that has a tap. `xml` is `<domain>`, or `<domstatus>` around it.
+    """One claim for each interface that has a tap, none where the domain does not run (it has no id). `xml` is
+    `<domain>`, or `<domstatus>` around it.
 
     Raises ValueError, and nothing else, for what is no domain, or has what no claim may hold.
     """
     domain = _parsed(xml)
-    instance = (domain.findtext("uuid") or "").strip()
+    if domain.get("id") is None:
+        return []
+    instance = str(parse_instance(domain.findtext("uuid") or ""))
     nova = next((e for e in domain.findall("metadata/*") if e.tag.startswith(_NOVA) and _is(e, "instance")), None)
     name, flavor, project = _about(domain, nova)
     interfaces = [e for e in domain.findall("devices/interface") if _attribute(e, "target", "dev")]

@@ -83,7 +83,7 @@ B = Claim("tap0b5c7c1f-9f", address="2001:db8::b", port=PORT_B, mac="fa:16:3e:00
 
 
 def domain(devices: str, more: str = "", uuid: str = ONE) -> str:
-    return f"<domain><name>one</name><uuid>{uuid}</uuid>{more}<devices>{devices}</devices></domain>"
+    return f"<domain id='1'><name>one</name><uuid>{uuid}</uuid>{more}<devices>{devices}</devices></domain>"
 
 
 def interface(tap: str, more: str = "") -> str:
@@ -108,6 +108,10 @@ def test_a_domain_of_an_older_nova_has_no_ports_to_tell_of():
         Claim("tap0b5c7c1f-9f", port=PORT_B, mac="fa:16:3e:00:00:0b", **COMMON),
         Claim("tap6e2bf5d4-22", port=PORT_A, mac="fa:16:3e:00:00:0a", **COMMON),
     ]
+
+
+def test_a_domain_that_does_not_run_has_no_taps():
+    assert claims_of(NOVA.replace(" id='3'", "")) == []
 
 
 def test_a_state_file_holds_the_domain():
