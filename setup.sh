@@ -37,7 +37,7 @@ disable_services() {
     local service
     # Its own switch: its services then do nothing, whoever enables them.
     [[ " $* " != *" cloud-init "* ]] || touch /etc/cloud/cloud-init.disabled
-    for service in haproxy nginx; do
+    for service in haproxy nginx openvswitch-switch; do
         [[ " $* " == *" $service "* ]] || continue
         if command -v systemctl >/dev/null; then
             systemctl disable --quiet "$service.service"

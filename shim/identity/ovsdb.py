@@ -6,8 +6,11 @@ as long to read 10,000 rows, and on every new connection it first forgets all of
 
 from __future__ import annotations
 
+import codecs
+import errno
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ovs.jsonrpc
@@ -45,6 +48,22 @@ class _Reconnect(ovs.reconnect.Reconnect):  # type: ignore[misc]
         elif self.state is not ovs.reconnect.Reconnect.Reconnect:  # which is by `_give_up`, who says why
             self.why = "it does not answer"
         super().disconnected(now, error)
+
+
+def _whole_characters(recv: Callable[[int], tuple[int, bytes]]) -> Callable[[int], tuple[int, bytes]]:
+    """The library begins to decode anew whenever it read all there was, so one that the end of it cuts apart would end
+    the connection (ovs 3.1, Connection.recv): it gets whole characters alone. Raises ValueError for what is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def read(size: int) -> tuple[int, bytes]:
+        error, data = recv(size)
+        if error or not data:
+            return error, data
+        whole = decoder.decode(data).encode()
+        return (0, whole) if whole else (errno.EAGAIN, b"")
+
+    return read
 
 
 class Follower:
@@ -85,6 +104,8 @@ class Follower:
         elif self._connection != self._session.get_seqno():
             self._connection = self._session.get_seqno()
             self.read = False
+            stream = self._session.rpc.stream
+            stream.recv = _whole_characters(stream.recv)
             columns = {TABLE: {"columns": list(COLUMNS)}}
             request = Message.create_request("monitor", [DATABASE, MONITOR, columns])
             self._asked = request.id

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lab import Lab
 from tests.netns.hypervisor import Hypervisor
+
+if TYPE_CHECKING:
+    from tests.netns.ovsdb_server import OvsdbServer
 
 PLENTY = "[datapath]\nconnection_rate = 100000\nconnection_burst = 100000\n"
 """For tests that open more connections than a guest may: the limit itself has tests of its own."""
@@ -36,3 +40,12 @@ def site(lab: Lab) -> Iterator[Hypervisor]:
     """One of the test's own, not started yet."""
     with Hypervisor(lab, PLENTY) as site:
         yield site
+
+
+@pytest.fixture
+def ovsdb() -> Iterator[OvsdbServer]:
+    """A database of Open vSwitch's with one bridge."""
+    from tests.netns.ovsdb_server import OvsdbServer  # the ovs library, for those who use it
+
+    with OvsdbServer() as server:
+        yield server
