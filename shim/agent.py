@@ -7,6 +7,7 @@ kernel outlives it; nothing that a guest sends reaches it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -27,6 +28,7 @@ from shim.control.api import MAX_BODY, Api
 from shim.control.shapes import Ailment
 from shim.core.address import parse_address
 from shim.core.exchange import Request, Response
+from shim.core.link import Link, Place
 from shim.core.policy import Policy
 from shim.core.port import Port, Slots
 from shim.core.verdict import Event
@@ -47,21 +49,20 @@ from shim.host import (
 )
 from shim.http.limits import Limits
 from shim.http.server import Server
-from shim.identity.alias import Alias
-from shim.identity.file import StaticFile
-from shim.identity.operator import Operator
-from shim.identity.resolve import Resolver, Source
+from shim.identity.resolve import Resolver
 from shim.journal import Changes, Journal
-from shim.kernel import Kernel
+from shim.kernel import Kernel, is_ours
 from shim.kernel import teardown as remove_kernel_side
 from shim.metadata.store import Store
+from shim.namespaces import Namespaces
 from shim.netlink import gateway as gateways
-from shim.netlink.links import ALL, Links
+from shim.netlink.links import Links
 from shim.netlink.nftables import Watch
 from shim.operations import AgentOperations
 from shim.policies import end_overdue
 from shim.rounds import Rounds
 from shim.signing import Signing
+from shim.sources import sources_of, watched
 from shim.usage import Ledger
 from shim.workers import Workers, running
 from shim.writes import Writes
@@ -72,6 +73,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("shim.agent")
 
 FINISH_SECONDS = 5.0
+PATIENCE_SECONDS = 5.0
+"""How long a start waits for identity sources that another daemon has to answer for."""
+
 CONTROL_LIMITS = Limits(
     body_bytes=MAX_BODY, whole_bytes=MAX_BODY, idle_seconds=60, connections_per_instance=64, connections=64
 )
@@ -132,8 +136,9 @@ class Agent:
         self._policies: dict[UUID, Policy] = self._store.policies()
         end_overdue(self._store, self._policies, time.time())
         self._default = default_policy(config)
-        self._links = Links(lambda ifindex, undone: self._rounds.wake(ifindex, undone))
-        self._resolver = Resolver(_sources(config, self._store))
+        self._table: dict[Place, Link] = {}
+        self._links = Links(self._table, lambda place, undone: self._rounds.wake(place, undone))
+        self._resolver = Resolver(sources_of(config, self._store))
         self._leaving = False
         addresses = {"nova": config.nova.addresses, "http": config.http.addresses}
         self._workers = Workers(
@@ -144,21 +149,27 @@ class Agent:
         self._signing = Signing(config.token_keys, time.time, self._workers.keys)
         self._enrolment: Enrolment
         self._rounds: Rounds
+        self._namespaces: Namespaces | None = None
         self._operations: AgentOperations
         self._writes: Writes
         self._directory: Directory | None = None
         self._writing: asyncio.Task[None] | None = None
 
-    def _wire(self) -> None:
+    def _wire(self) -> Namespaces:
         """What needs to know the datapath, which is chosen as it is opened."""
         path = self._config.datapath
         self._enrolment = Enrolment(
-            self._kernel.datapath, Slots(path.max_ports), self._resolver, self._links.table, path.taps,
-            self._policy_of, self._port_changed, time.monotonic,
+            self._kernel.datapath, Slots(path.max_ports), self._resolver, self._table, path.taps,
+            self._policy_of, self._port_changed, time.monotonic, self._kernel.lead,
         )  # fmt: skip
         self._rounds = Rounds(
-            self._kernel, self._enrolment, self._resolver, self._links.table, self._gateway_renewed
-        )
+            self._kernel, self._enrolment, self._resolver, self._table, self._gateway_renewed,
+            lambda: namespaces.settle(),
+        )  # fmt: skip
+        self._namespaces = namespaces = Namespaces(
+            self._kernel, self._enrolment, path.namespaces, self._resolver.namespaces, self._table, self._rounds.wake,
+            tables_of(self._config), self._rounds.audit, lambda inside: is_ours(self._config, inside),
+        )  # fmt: skip
         self._operations = AgentOperations(
             self._config, self._store, self._kernel, self._enrolment, self._resolver, self._workers, self._journal,
             self._changes, self._policies, self._default, self._signing, self._ailments, (self._uid, self._gid),
@@ -167,6 +178,8 @@ class Agent:
             self._config.store, self._store.unspent, self._enrolment.port_of, kv_limits(self._config),
             self._operations.writing, self._operations.written, time.monotonic,
         )  # fmt: skip
+        self._operations.enter = namespaces.settle
+        return namespaces
 
     def _policy_of(self, instance: UUID | None) -> Policy:
         return self._operations.policy_of(instance)
@@ -178,17 +191,20 @@ class Agent:
         except KernelError:
             self._leaving = True  # what it could not take over goes on as it was
             raise
-        self._wire()
+        namespaces = self._wire()
         if fresh:  # workers of an earlier run listen where nobody comes any more
             end_workers(self._config)
         ready = asyncio.Event()
         self._tasks.append(asyncio.ensure_future(self._links.run(ready)))
         await ready.wait()
         self._tasks.append(asyncio.ensure_future(self._watch_tables()))
-        self._resolver.refresh()
+        await self._know_sources()
+        await namespaces.settle()
         await self._enrolment.adopt(self._kernel.left)
         await self._kernel.hand_over(self._enrolment.failures.keys())
         await self._kernel.datapath.prune()
+        await namespaces.clean()
+        self._tasks.append(asyncio.ensure_future(namespaces.run()))
         self._watch_events()
         self._signing.turn()
         self._tasks.append(asyncio.ensure_future(self._signing.run()))
@@ -202,6 +218,24 @@ class Agent:
         log.info("ready: %d ports guarded by %s", len(self._enrolment.ports), self._kernel.datapath.name)
         gc.collect()
         gc.freeze()
+
+    async def _know_sources(self) -> None:
+        """Reads the identity sources, and waits a little for those that are others' to tell: what guards the taps goes
+        on as it was meanwhile. Of one that does not answer, what the kernel holds is believed until it does."""
+        told = asyncio.Event()
+
+        def changed() -> None:
+            told.set()
+            self._rounds.resolve()
+
+        self._tasks += [asyncio.ensure_future(watched(source, changed)) for source in self._resolver.sources]
+        self._resolver.refresh()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not self._resolver.known:
+                    await told.wait()
+                    told.clear()
+                    self._resolver.refresh()
 
     async def work(self, stop: asyncio.Event) -> None:
         """Keeps the kernel's side as it should be, until `stop`."""
@@ -225,6 +259,8 @@ class Agent:
         if self._control is not None:
             await self._control.drain(1.0)
         await self._end_metrics()
+        if self._namespaces is not None:
+            self._namespaces.close()
         self._config.control_socket.unlink(missing_ok=True)
         self._config.feed_socket.unlink(missing_ok=True)
         self._store.close()
@@ -291,7 +327,7 @@ class Agent:
     async def _watch_tables(self) -> None:
         """An audit whenever somebody else changes a table of ours, or flushes them all."""
         try:
-            await Watch(tables_of(self._config), lambda: self._rounds.wake(ALL, True)).run()
+            await Watch(tables_of(self._config), self._rounds.audit).run()
         except OSError as error:
             log.warning("changes of nftables are not heard of (%s): audits see them later", error)
 
@@ -361,6 +397,7 @@ class Agent:
     def _ailments(self) -> list[Ailment]:
         found = self._kernel.ailments()
         found += [Ailment(f"identity source {name}", what) for name, what in self._resolver.health().items()]
+        found += self._namespaces.ailments() if self._namespaces else []
         down = [worker for worker in self._workers.all if worker.writer is None]
         found += [Ailment("proxy", f"worker {worker.number} is down", "see the log") for worker in down]
         if trouble := self._signing.trouble:
@@ -385,15 +422,6 @@ def _end(address: str, port: int) -> str:
     if not port:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def _sources(config: Config, store: Store) -> list[Source]:
-    made: dict[str, Source] = {
-        "operator": Operator(store.attachments),
-        "file": StaticFile(Path(config.identity.file)),
-        "alias": Alias(),
-    }
-    return [made[name] for name in config.identity.sources]
 
 
 def teardown(config: Config) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
+from shim.core.link import Place
 from shim.datapath.base import Datapath, Enrolled
 from shim.enrolment import nobodys
 from shim.errors import KernelError
@@ -28,7 +29,7 @@ class Handover:
 
     def __init__(self, former: Datapath) -> None:
         self.former = former
-        self._taps: set[int] = set()
+        self._taps: set[Place] = set()
 
     async def observe(self) -> list[Enrolled]:
         """What the former one holds; nothing when that cannot be read any more: its taps get slots as new ones do."""
@@ -37,10 +38,10 @@ class Handover:
         except KernelError as error:
             log.warning("what %s held cannot be read: %s", self.former.name, error)
             return []
-        self._taps = {each.ifindex for each in found if each.ifindex}
+        self._taps = {each.place for each in found if each.ifindex}
         return found
 
-    async def go_on(self, failed: Collection[int]) -> None:
+    async def go_on(self, failed: Collection[Place]) -> None:
         """Removes the former one, but where taps of it `failed` in the new one. Raises KernelError while something is
         left: then this is to be called again."""
         behind = self._taps.intersection(failed)
@@ -48,7 +49,7 @@ class Handover:
             await self.former.teardown()
             self.former.close()
             return
-        for ifindex in self._taps - behind:
-            await self.former.remove(nobodys(ifindex))
+        for place in self._taps - behind:
+            await self.former.remove(nobodys(place))
         what = f"{len(behind)} taps fail in the new datapath; {self.former.name} refuses all there until they do not"
         raise KernelError(what, "their own errors say why; the agent tries again every half minute")

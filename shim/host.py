@@ -11,6 +11,7 @@ import socket
 import subprocess
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +21,14 @@ from shim.config import Config
 from shim.core.kv import KvLimits
 from shim.core.policy import Access, Policy
 from shim.datapath import abi, compile, guard_rules, nft_rules
-from shim.datapath.base import Datapath
+from shim.datapath.base import Datapath, Inside
 from shim.datapath.ebpf import RULES, Ebpf
 from shim.datapath.guard import Guard
 from shim.datapath.nft import Nft, ruleset
+from shim.datapath.spread import Spread
 from shim.errors import ConfigError, ConflictError, KernelError
 from shim.netlink import gateway as gateways
+from shim.netlink import inside as netlink_inside
 from shim.netlink.nflog import NfLog
 from shim.netlink.nftables import Nftables
 from shim.netlink.tc import Filters
@@ -82,7 +85,7 @@ def datapath_of(config: Config, route: AsyncIPRoute, kind: Kind) -> Datapath:
     """A datapath of that kind, with the configured settings."""
     if kind == "ebpf":
         return _ebpf(config, route)
-    return _nft(config)
+    return Spread(_nft(config), lambda inside: _nft(config, inside))
 
 
 def _ebpf(config: Config, route: AsyncIPRoute) -> Ebpf:
@@ -98,9 +101,11 @@ def _ebpf(config: Config, route: AsyncIPRoute) -> Ebpf:
     return Ebpf(Filters(route), config.pins, settings, path.max_ports, path.flows_per_port)
 
 
-def _nft(config: Config) -> Nft:
+def _nft(config: Config, inside: Inside | None = None) -> Nft:
     settings = nft_settings(config)
-    return Nft(Nftables(settings.table), NfLog(settings.group), settings)
+    if inside is None:
+        return Nft(Nftables(settings.table), NfLog(settings.group), settings)
+    return Nft(inside.table(settings.table), inside.logs(settings.group), settings, inside.link_name)
 
 
 def nft_settings(config: Config) -> nft_rules.Settings:
@@ -119,10 +124,11 @@ def nft_settings(config: Config) -> nft_rules.Settings:
     )
 
 
-def guard_of(config: Config) -> Guard:
-    """The leak guard for the configured taps and addresses."""
-    table = guard_rules.table_name(config.host.name)
-    return Guard({family: Nftables(table, family) for family in guard_rules.FAMILIES}, _guard_rules(config))
+def guard_of(config: Config, inside: netlink_inside.Inside | None = None) -> Guard:
+    """The leak guard for the configured taps and addresses, of the agent's own namespace unless told otherwise."""
+    name = guard_rules.table_name(config.host.name)
+    table = partial(Nftables, name) if inside is None else partial(inside.table, name)
+    return Guard({family: table(family) for family in guard_rules.FAMILIES}, _guard_rules(config))
 
 
 def _guard_rules(config: Config) -> guard_rules.Ruleset:

@@ -243,7 +243,7 @@ class Metrics:
 
     def _add(self, found: Snapshot, port: Port) -> None:
         found.owners.add((port.slot, port.generation))
-        if port.ifindex not in self._enrolment.failures:
+        if port.place not in self._enrolment.failures:
             found.states[state_of(port)] += 1
         if port.instance is not None:
             found.instances[port.instance] = found.instances.get(port.instance) or port.project

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from shim import __version__
+from shim import __version__, why
 from shim.control import shapes
+from shim.control.why_shapes import WhyView
 from shim.core.ask import Confirm, Delete, Lock, Outcome, Put, Read, Ready, Release, Spend
 from shim.core.closure import parse_prefix
+from shim.core.link import Place
 from shim.core.policy import Access
 from shim.core.port import Port
+from shim.core.prospect import Question
 from shim.core.reconcile import closing
-from shim.enrolment import OWN_NETNS
+from shim.core.verdict import Verdict
 from shim.errors import KernelError, NotFoundError
-from shim.held import to_its_end
+from shim.held import feed_entry, to_its_end
 from shim.identity.resolve import Resolution
 from shim.key_operations import KeyOperations
 from shim.keys import LEAD_SECONDS
@@ -28,8 +31,14 @@ from shim.usage import Usage
 from shim.writes import Write
 
 
+async def _nowhere() -> None:
+    """There are no other namespaces."""
+
+
 class AgentOperations(Policies, SourceOperations, KeyOperations):
-    """See Operations for the methods."""
+    """See Operations for the methods. `enter` is called when other namespaces than before may have attached taps."""
+
+    enter: Callable[[], Awaitable[None]] = staticmethod(_nowhere)
 
     def __init__(self, *parts: Any, **named: Any) -> None:
         super().__init__(*parts, **named)
@@ -63,11 +72,11 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
     async def ports(self) -> list[shapes.PortView]:
         held = self._enrolment.ports
         views = [self._port_view(port) for port in held.values()]
-        return views + [_failed(i, e) for i, e in self._enrolment.failures.items() if i not in held]
+        return views + [_failed(place, error) for place, error in self._enrolment.failures.items() if place not in held]
 
     def _port_view(self, port: Port) -> shapes.PortView:
-        resolution = self._enrolment.resolutions.get(port.ifindex, Resolution())
-        error = self._enrolment.failures.get(port.ifindex)
+        resolution = self._enrolment.resolutions.get(port.place, Resolution())
+        error = self._enrolment.failures.get(port.place)
         return shapes.PortView(
             tap=port.tap,
             netns=port.netns,
@@ -183,7 +192,6 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
 
     @to_its_end
     async def attach(self, netns: str, tap: str, instance: UUID, *, who: str) -> None:
-        _own_namespace(netns)
         async with self.writing:
             with self._store.transaction():
                 self._store.attach(netns, tap, instance)
@@ -203,6 +211,7 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
 
     async def _resolve_again(self) -> None:
         self._resolver.refresh()
+        await self.enter()
         await self._enrolment.settle()
 
     async def counters(self, instance: UUID | None, netns: str, tap: str | None) -> list[shapes.CounterView]:
@@ -215,6 +224,38 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
 
     def _counted(self, port: Port) -> dict[str, int]:
         return {verdict.label: number for verdict, number in self._kernel.datapath.counters(port.slot).items()}
+
+    async def why(self, instance: UUID, question: Question) -> WhyView:
+        if instance not in self._known():
+            raise NotFoundError(f"no instance {instance}", "`metashim list` shows those that are known")
+        ports = sorted(self._enrolment.ports_of(instance), key=lambda port: bool(self._port_view(port).error))
+        whose = ports[0] if ports else Port(0, 0, 0, "", "", instance, self.policy_of(instance))
+        entry, policy = feed_entry(whose), self._policy_view(instance)
+        assert entry is not None  # it is an instance's
+        facts = why.Facts(
+            [self._port_view(port) for port in ports],
+            self._doubts(instance),
+            policy,
+            self._own_policy(instance),
+            why.last_change((await self.audit(instance, None, 100, 0)).rows),
+            self._kernel.datapath.counters(whose.slot).get(Verdict.RATE_LIMITED, 0) if ports else 0,
+            len(self._workers.all),
+        )
+        latched = tuple(policy.latched)
+        return await why.explain(
+            instance, self._config, facts, question, lambda: self._workers.explained(entry, question, latched)
+        )
+
+    def _doubts(self, instance: UUID) -> list[str]:
+        """Taps that are said to be an instance's, and are not enrolled as its."""
+        enrolment = self._enrolment
+        unheld = [
+            f"{enrolment.failures[place]}"
+            for place, found in enrolment.resolutions.items()
+            if found.instance == instance and place not in enrolment.ports and place in enrolment.failures
+        ]
+        claimed = (self._port_view(port) for port in enrolment.ports.values() if port.instance != instance)
+        return unheld + [f"{one.tap}: {one.conflict}" for one in claimed if str(instance) in one.conflict]
 
     async def events(self, after: int, wait: float) -> shapes.EventsView:
         return await self._journal.after(after, wait)
@@ -267,13 +308,6 @@ def _keys_among(items: Iterable[str]) -> list[str]:
     return [item.split()[1] for item in items if item.startswith("kv ")]
 
 
-def _own_namespace(netns: str) -> None:
-    if netns != OWN_NETNS:
-        raise NotFoundError(
-            f"taps inside the network namespace {netns} cannot be guarded", "attach taps of the agent's own namespace"
-        )
-
-
 def state_of(port: Port) -> str:
     """A port's state, one of shapes.STATES, unless it failed."""
     if port.instance is None:
@@ -282,8 +316,8 @@ def state_of(port: Port) -> str:
     return "refused" if closed else "serving"
 
 
-def _failed(ifindex: int, error: KernelError) -> shapes.PortView:
+def _failed(place: Place, error: KernelError) -> shapes.PortView:
     return shapes.PortView(
-        tap="", netns="", ifindex=ifindex, slot=None, generation=0, instance=None, source="", state="failed",
-        v4="", v6="", error=str(error),
+        tap="", netns=place.netns, ifindex=place.ifindex, slot=None, generation=0, instance=None, source="",
+        state="failed", v4="", v6="", error=str(error),
     )  # fmt: skip

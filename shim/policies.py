@@ -162,8 +162,8 @@ class Policies(Held):
         ports = await self._enrolment.ports_by_now(instance)
         if workers_first:
             await self._tell(ports, policy)
-        await self._enrolment.settle([port.ifindex for port in ports])
-        failed = [error for port in ports if (error := self._enrolment.failures.get(port.ifindex))]
+        await self._enrolment.settle([port.place for port in ports])
+        failed = [error for port in ports if (error := self._enrolment.failures.get(port.place))]
         if failed:
             raise KernelError(f"{instance}: {failed[0]}", failed[0].hint, failed[0].errno)
         if not workers_first:

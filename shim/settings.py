@@ -25,6 +25,7 @@ SLOTS_V6 = ipaddress.IPv6Network("fd6d:7368:696d::/96")
 """The addresses that ports are stamped with inside the gateway namespace."""
 
 ROUTE_PATTERN = r"^/([A-Za-z0-9._~-]+/)*([A-Za-z0-9._~-]+/?)?\Z"
+OVSDB_PATTERN = r"^(unix:/[^\x00\n]+|tcp:(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z.-]+):[0-9]{1,5})\Z"
 HEADER_PATTERN = r"^[A-Za-z0-9-]{1,64}\Z"  # without _, which WSGI servers take for -
 
 HEADERS_TAKEN = frozenset(
@@ -134,6 +135,14 @@ class Datapath(Section, frozen=True):
             description="Shell patterns of the interfaces to guard; a match without identity is refused.",
         ),
     ] = ("tap*", "vnet*")
+    namespaces: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[^\s/]{1,255}\Z")], ...],
+        Meta(
+            max_length=32,
+            description="Shell patterns of other network namespaces (as `ip netns` names them) whose taps are guarded "
+            "too; those in which an operator or the file names a tap are anyway.",
+        ),
+    ] = ()
     service_addresses: Annotated[
         tuple[str, ...],
         Meta(
@@ -204,16 +213,45 @@ class Identity(Section, frozen=True):
     """Who says which instance is behind a tap."""
 
     sources: Annotated[
-        tuple[Literal["operator", "file", "alias"], ...],
+        tuple[Literal["operator", "file", "alias", "netns", "libvirt", "ovs"], ...],
         Meta(
             min_length=1,
             description="Who maps taps to instances, first that knows wins: `operator` (attach), "
-            "`file`, `alias` (`metashim:<uuid>` on the link).",
+            "`file`, `alias` (`metashim:<uuid>` on the link), `netns` (a namespace's name), `libvirt`, "
+            "`ovs` (Open vSwitch).",
         ),
     ] = ("operator", "file", "alias")
     file: Annotated[AbsolutePath, Meta(description="The static mapping that the source `file` reads.")] = (
         "/etc/metashim/instances.toml"
     )
+    netns_prefix: Annotated[
+        str,
+        Meta(
+            pattern=r"^[^\s/]{0,64}\Z",
+            description="What stands before the uuid in the namespaces' names that the source `netns` reads.",
+        ),
+    ] = ""
+    libvirt_uri: Annotated[
+        str,
+        Meta(
+            pattern=r"^[a-z][a-z0-9+.-]*://[!-~]*\Z",
+            max_length=4096,
+            description="The libvirtd that the source `libvirt` asks, by a read-only connection.",
+        ),
+    ] = "qemu:///system"
+    libvirt_state: Annotated[
+        PathOrEmpty,
+        Meta(description="Folder of that libvirtd's state files, which tell of domains sooner, and without it."),
+    ] = "/run/libvirt/qemu"
+    ovs: Annotated[
+        str,
+        Meta(
+            pattern=OVSDB_PATTERN,
+            max_length=4096,
+            description="The Open vSwitch database that the source `ovs` follows: "
+            "`unix:<absolute path>` or `tcp:<address>:<port>`.",
+        ),
+    ] = "unix:/run/openvswitch/db.sock"
 
     def __post_init__(self) -> None:
         if len(set(self.sources)) != len(self.sources):

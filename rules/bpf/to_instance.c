@@ -55,7 +55,8 @@ int to_instance(struct __sk_buff *skb) {
         return TC_ACT_SHOT; /* no port to count it under */
     struct port *port = ports.lookup(&slot);
     u32 *tap = taps.lookup(&slot);
-    if (!port || !tap || !*tap) {
+    /* The tap's number is its own namespace's, so a reply that came by another one's link would go to anybody. */
+    if (!port || !tap || !*tap || port->gateway_ifindex != skb->ifindex) {
         count(slot, REPLY_NO_PORT);
         return TC_ACT_SHOT;
     }

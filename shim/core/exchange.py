@@ -177,8 +177,15 @@ class Caller:
 @dataclass(frozen=True, slots=True)
 class Subject:
     """Whose request it is, as a backend is told. `project` and `address` (the instance's own IP address, in text)
-    are empty where no source knows them."""
+    are empty where no source knows them.
+
+    `name` and `flavor` of the instance, `port` (Neutron's, say) and `mac` of the tap are for operators to see.
+    """
 
     instance: UUID
     project: str = ""
     address: str = ""
+    name: str = ""
+    flavor: str = ""
+    port: str = ""
+    mac: str = ""

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from shim.core.link import Place
 from shim.core.policy import Policy
 
 SLOT_QUARANTINE = 65.0
@@ -32,6 +33,11 @@ class Port:
     policy: Policy
     project: str = ""
     address: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Where its tap is."""
+        return Place(self.netns, self.ifindex)
 
 
 @dataclass

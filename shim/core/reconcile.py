@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
+from shim.core.link import Place
 from shim.core.policy import Access, Policy, Tokens
 from shim.core.port import Port, Slots
 
@@ -18,9 +19,7 @@ from shim.core.port import Port, Slots
 class Wanted:
     """A tap that must be guarded, whose it is, and what that instance may do."""
 
-    ifindex: int
     tap: str
-    netns: str
     instance: UUID | None
     policy: Policy
     project: str = ""
@@ -30,6 +29,13 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class Ensure:
     """Make the kernel hold `port`."""
+
+    port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """End what `port` serves: its connections, and all that would come. Its tap stays guarded, as nobody's."""
 
     port: Port
 
@@ -48,22 +54,22 @@ class Unplaced:
     wanted: Wanted
 
 
-Action = Ensure | Remove | Unplaced
+Action = Ensure | Cut | Remove | Unplaced
 
 
 def reconcile(
-    wanted: Mapping[int, Wanted], held: Mapping[int, Port], slots: Slots, now: float, *, again: bool = False
+    wanted: Mapping[Place, Wanted], held: Mapping[Place, Port], slots: Slots, now: float, *, again: bool = False
 ) -> Iterator[Action]:
-    """The actions, in an order that never leaves a wanted tap unguarded. Both mappings are by ifindex.
+    """The actions, in an order that never leaves a wanted tap unguarded, nor serves two owners of one.
 
     `again` asks for an Ensure of ports that look right too, since somebody may have touched the kernel's
     side. `now` is in seconds, of the clock that `slots` rest by.
     """
-    for ifindex, port in held.items():
-        if ifindex not in wanted:
+    for place, port in held.items():
+        if place not in wanted:
             yield Remove(port)
-    for ifindex, want in wanted.items():
-        former = held.get(ifindex)
+    for place, want in wanted.items():
+        former = held.get(place)
         if former is not None and former.instance == want.instance:
             port = replace(
                 former, tap=want.tap, policy=want.policy, project=want.project, address=want.address
@@ -71,13 +77,18 @@ def reconcile(
             if again or port != former:
                 yield Ensure(port)
             continue
-        place = slots.take(now)
-        if place is None:
+        if former is not None and former.instance is not None:
+            yield Cut(former)
+            former = replace(former, instance=None)
+        given = slots.take(now)
+        if given is None:
             yield Unplaced(want)
             continue
         # The new owner's record replaces the former's on the tap in one step; only then is the former's slot freed.
         yield Ensure(
-            Port(*place, ifindex, want.tap, want.netns, want.instance, want.policy, want.project, want.address)
+            Port(
+                *given, place.ifindex, want.tap, place.netns, want.instance, want.policy, want.project, want.address
+            )
         )
         if former is not None:
             yield Remove(former)

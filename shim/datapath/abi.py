@@ -263,6 +263,11 @@ def read_port(raw: bytes) -> tuple[int, int, UUID | None]:
     return record.state, record.generation, instance
 
 
+def read_gateway(raw: bytes) -> int:
+    """The end of the gateway's link that a port's packets are handed to: it tells in which namespace its tap is."""
+    return int(PortRecord.from_buffer_copy(raw).gateway_ifindex)
+
+
 def read_counters(raw: bytes) -> dict[Verdict, int]:
     """The counters that are not zero. Numbers that this version does not know are left out."""
     packets = Counters.from_buffer_copy(raw).packets

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from shim.core.link import OWN_NETNS, Place
 from shim.core.port import Port
 from shim.core.table import Element, Piece
 from shim.core.verdict import Event, Verdict
@@ -21,6 +23,12 @@ class Enrolled:
     generation: int
     ifindex: int
     instance: UUID | None
+    netns: str = OWN_NETNS
+
+    @property
+    def place(self) -> Place:
+        """Where its tap is."""
+        return Place(self.netns, self.ifindex)
 
 
 class Filters(Protocol):
@@ -84,6 +92,30 @@ class Logs(Protocol):
         """Ends it."""
 
 
+class Inside(Protocol):
+    """Another network namespace, as far as a datapath needs it. What is had of it has its sockets there."""
+
+    @property
+    def netns(self) -> str:
+        """What it is called."""
+
+    @property
+    def filters(self) -> Filters:
+        """Of its links."""
+
+    def entered(self) -> AbstractContextManager[None]:
+        """Moves this thread there and back. No awaiting inside."""
+
+    def table(self, name: str) -> Tables:
+        """Its table of the family netdev of that name."""
+
+    def logs(self, group: int) -> Logs:
+        """Its nflog group of that number."""
+
+    def link_name(self, ifindex: int) -> str | None:
+        """The name of one of its links; None when it has gone."""
+
+
 class Datapath(Protocol):
     """Takes service traffic off taps, by each port's policy. Everything it makes outlives the process.
 
@@ -106,6 +138,13 @@ class Datapath(Protocol):
     async def open(self, gateway_ifindex: int) -> None:
         """Makes or takes over the kernel's side; `gateway_ifindex` is the host's end of the gateway link."""
 
+    async def join(self, inside: Inside, gateway_ifindex: int) -> None:
+        """Serves taps in another namespace too; `gateway_ifindex` is that one's end of a gateway link of its own.
+        Idempotent. Before `observe`, for all that are known of then."""
+
+    async def leave(self, netns: str) -> None:
+        """Lets go of another namespace, which has no port any more."""
+
     async def observe(self) -> list[Enrolled]:
         """What earlier runs left. Slots whose tap has gone serve nobody any more afterwards."""
 
@@ -121,7 +160,7 @@ class Datapath(Protocol):
     def events(self) -> list[Event]:
         """The refusals that were reported since the last call. Never waits."""
 
-    def detached(self, ifindex: int) -> None:
+    def detached(self, place: Place) -> None:
         """The device went, or somebody took what guards it off: nothing is sent there until the next `ensure`."""
 
     async def recheck(self) -> None:

@@ -13,13 +13,17 @@ import os
 import shutil
 import struct
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from shim.core.link import OWN_NETNS, Place
 from shim.core.port import Port
 from shim.core.verdict import Event, Verdict
 from shim.datapath import abi, bpf, compile
-from shim.datapath.base import Enrolled, Filters
+from shim.datapath.base import Enrolled, Filters, Inside
 from shim.datapath.pins import Pins, Shape
 from shim.errors import KernelError
 
@@ -30,6 +34,16 @@ def _key(slot: int) -> bytes:
     return struct.pack("=I", slot)
 
 
+@dataclass(slots=True)
+class Ground:
+    """A namespace with taps: its filters, a way in (for the map of devices, whose numbers are its own), and its end of
+    the link to the gateway; 0 before that is known."""
+
+    filters: Filters
+    entered: Callable[[], AbstractContextManager[None]]
+    gateway: int = 0
+
+
 class Ebpf:
     """One datapath; see Datapath for the methods. `settings` is what abi.pack_settings made."""
 
@@ -37,7 +51,6 @@ class Ebpf:
     lacks: tuple[str, ...] = ()
 
     def __init__(self, filters: Filters, pins: Path, settings: bytes, max_ports: int, flows_per_port: int) -> None:
-        self._filters = filters
         self._root = pins
         self._pins = Pins(pins, Shape(abi.VERSION, max_ports, flows_per_port), abi.maps(max_ports, flows_per_port))
         self._settings = settings
@@ -46,8 +59,8 @@ class Ebpf:
         self._reply_filter = f"{pins.name}:to_instance"
         self._maps: dict[str, bpf.Map] = {}
         self._programs: dict[str, int] = {}
-        self._attached: dict[int, tuple[int, int]] = {}
-        self._gateway = 0
+        self._attached: dict[Place, tuple[int, int]] = {}
+        self._grounds = {OWN_NETNS: Ground(filters, nullcontext)}
         self._ring: bpf.Ring | None = None
 
     @property
@@ -59,34 +72,60 @@ class Ebpf:
         return self._ring.fd if self._ring else -1
 
     async def open(self, gateway_ifindex: int) -> None:
-        self._gateway = gateway_ifindex
+        own = self._grounds[OWN_NETNS]
+        own.gateway = gateway_ifindex
         if self._programs:
-            await self._attach_reply()
+            await self._attach_reply(own)
             return
         self._open_maps()
         self._programs = _open_programs(self._pins.folder)
         self._pins.settle()
         self._maps["settings"].update(_key(0), self._settings)
         self._ring = bpf.Ring(self._maps["events"])
-        await self._attach_reply()
+        await self._attach_reply(own)
 
     def _open_maps(self) -> None:
         if not self._maps:
             self._maps = self._pins.open()
 
-    async def _attach_reply(self) -> None:
-        await self._filters.attach(self._gateway, self._programs["to_instance"], self._reply_filter, 0)
+    async def _attach_reply(self, ground: Ground) -> None:
+        await ground.filters.attach(ground.gateway, self._programs["to_instance"], self._reply_filter, 0)
+
+    async def join(self, inside: Inside, gateway_ifindex: int) -> None:
+        ground = self._grounds[inside.netns] = Ground(inside.filters, inside.entered, gateway_ifindex)
+        if self._programs:
+            await self._attach_reply(ground)
+
+    async def leave(self, netns: str) -> None:
+        ground = self._grounds.pop(netns, None)
+        if ground is not None:
+            await self._detach_all(ground.filters)
+        for place in [place for place in self._attached if place.netns == netns]:
+            self.detached(place)
 
     async def observe(self) -> list[Enrolled]:
         self._open_maps()  # of one that is not open, too: no program is needed when another datapath takes over
         self._attached.clear()
-        found = []
-        for ifindex, slot in (await self._filters.slots(self._filter)).items():
-            port = self._port(slot)
-            alive = port is not None and self._maps["taps"].lookup(_key(slot)) == _key(ifindex)
-            # Not noted as attached: the first `ensure` puts this version's program there.
-            found.append(Enrolled(slot, port[1], ifindex, port[2]) if port and alive else Enrolled(0, 0, ifindex, None))
+        found = [one for netns in self._grounds for one in await self._observed(netns)]
         return found + self._vacate({enrolled.slot for enrolled in found})
+
+    async def _observed(self, netns: str) -> list[Enrolled]:
+        ground = self._grounds[netns]
+        found = []
+        for ifindex, slot in (await ground.filters.slots(self._filter)).items():
+            port = self._port(slot)
+            alive = port is not None and self._is_at(slot, ifindex, ground)
+            # Not noted as attached: the first `ensure` puts this version's program there.
+            mine = Enrolled(slot, port[1], ifindex, port[2], netns) if port and alive else None
+            found.append(mine or Enrolled(0, 0, ifindex, None, netns))
+        return found
+
+    def _is_at(self, slot: int, ifindex: int, ground: Ground) -> bool:
+        """Whether a slot is that tap's. The number alone does not say so: another namespace may have it too."""
+        raw = self._maps["ports"].lookup(_key(slot)) or b""
+        return self._maps["taps"].lookup(_key(slot)) == _key(ifindex) and (
+            not ground.gateway or abi.read_gateway(raw) == ground.gateway
+        )
 
     def _port(self, slot: int) -> tuple[int, int, UUID | None] | None:
         """(state, generation, instance) of a slot that is somebody's."""
@@ -111,17 +150,21 @@ class Ebpf:
         self._delete_tap(_key(slot))
 
     async def ensure(self, port: Port) -> None:
+        ground = self._grounds.get(port.netns)
+        if ground is None:
+            raise KernelError(f"{port.tap}: the namespace {port.netns} is not guarded", errno=errno.ENOENT)
         slot, owner = _key(port.slot), (port.slot, port.generation)
-        if self._attached.get(port.ifindex) == owner:
-            self._maps["ports"].update(slot, abi.pack_port(port, self._gateway))
+        if self._attached.get(port.place) == owner:
+            self._maps["ports"].update(slot, abi.pack_port(port, ground.gateway))
             return
         raw = self._maps["ports"].lookup(slot)
         if raw is None or abi.read_port(raw)[1] != port.generation:
             self._reset(slot)
-        self._maps["ports"].update(slot, abi.pack_port(port, self._gateway))
-        self._maps["taps"].update(slot, _key(port.ifindex))
-        await self._filters.attach(port.ifindex, self._programs["from_instance"], self._filter, port.slot)
-        self._attached[port.ifindex] = owner
+        self._maps["ports"].update(slot, abi.pack_port(port, ground.gateway))
+        with ground.entered():
+            self._maps["taps"].update(slot, _key(port.ifindex))
+        await ground.filters.attach(port.ifindex, self._programs["from_instance"], self._filter, port.slot)
+        self._attached[port.place] = owner
 
     def _reset(self, slot: bytes) -> None:
         for name in ("counters", "port_states"):
@@ -134,11 +177,11 @@ class Ebpf:
                 self._vacate_slot(port.slot, port.generation)
             elif self._maps["taps"].lookup(_key(port.slot)) == _key(port.ifindex):
                 return  # the tap, too, is another owner's of the slot by now
-        owner = self._attached.get(port.ifindex)
+        owner, ground = self._attached.get(port.place), self._grounds.get(port.netns)
         if owner in (None, (port.slot, port.generation)):
-            self._attached.pop(port.ifindex, None)
-            if port.slot in (0, await self._filters.slot_of(port.ifindex, self._filter)):
-                await self._filters.detach(port.ifindex, self._filter)
+            self._attached.pop(port.place, None)
+            if ground and port.slot in (0, await ground.filters.slot_of(port.ifindex, self._filter)):
+                await ground.filters.detach(port.ifindex, self._filter)
 
     def _delete_tap(self, slot: bytes) -> None:
         try:
@@ -164,13 +207,13 @@ class Ebpf:
     def events(self) -> list[Event]:
         return [abi.read_event(raw) for raw in self._ring.read()] if self._ring else []
 
-    def detached(self, ifindex: int) -> None:
-        self._attached.pop(ifindex, None)
+    def detached(self, place: Place) -> None:
+        self._attached.pop(place, None)
 
     async def recheck(self) -> None:
-        for ifindex, (slot, _) in list(self._attached.items()):
-            if await self._filters.slot_of(ifindex, self._filter) != slot:
-                self.detached(ifindex)
+        for place, (slot, _) in list(self._attached.items()):
+            if await self._grounds[place.netns].filters.slot_of(place.ifindex, self._filter) != slot:
+                self.detached(place)
             await asyncio.sleep(0)  # operators have their turn: there may be ten thousand
 
     async def prune(self) -> None:
@@ -181,11 +224,15 @@ class Ebpf:
         return self._root.exists()
 
     async def teardown(self) -> None:
-        for name in (self._filter, self._reply_filter):
-            for ifindex in await self._filters.slots(name):
-                await self._filters.detach(ifindex, name)
+        for ground in self._grounds.values():
+            await self._detach_all(ground.filters)
         if self._root.exists():
             shutil.rmtree(self._root)
+
+    async def _detach_all(self, filters: Filters) -> None:
+        for name in (self._filter, self._reply_filter):
+            for ifindex in await filters.slots(name):
+                await filters.detach(ifindex, name)
 
     def close(self) -> None:
         if self._ring is not None:

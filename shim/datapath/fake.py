@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shim.core.link import OWN_NETNS, Place
 from shim.core.port import Port
 from shim.core.verdict import Event, Verdict
-from shim.datapath.base import Enrolled
+from shim.datapath.base import Enrolled, Inside
 from shim.datapath.model import Model, Outcome, Whereto
 from shim.datapath.model_state import Rules
 
@@ -30,31 +31,37 @@ class Fake:
         self._settings = settings
         self._clock = clock
         self._model = Model(Rules.read(settings))
-        self._guarded: dict[int, int] = {}
+        self._guarded: dict[Place, int] = {}
 
     async def open(self, gateway_ifindex: int) -> None:
         """There is nothing to make; a gateway it has none."""
 
+    async def join(self, inside: Inside, gateway_ifindex: int) -> None:
+        """Any place is as good as another."""
+
+    async def leave(self, netns: str) -> None:
+        """It holds nothing of one."""
+
     async def observe(self) -> list[Enrolled]:
         slots = self._model.state.slots
-        alive = [self._enrolled(ifindex, number) for ifindex, number in self._guarded.items()]
+        alive = [self._enrolled(place, number) for place, number in self._guarded.items()]
         vacant = {number for number, slot in slots.items() if slot.generation} - {found.slot for found in alive}
         for number in vacant:
             self._model.state.forget(number)
         return alive + [Enrolled(number, slots[number].generation, 0, None) for number in sorted(vacant)]
 
-    def _enrolled(self, ifindex: int, number: int) -> Enrolled:
+    def _enrolled(self, place: Place, number: int) -> Enrolled:
         slot = self._model.state.slot(number)
-        if slot.port is None or slot.tap != ifindex:
-            return Enrolled(0, 0, ifindex, None)
-        return Enrolled(number, slot.port.generation, ifindex, slot.port.instance)
+        if slot.port is None or slot.port.place != place or not slot.tap:
+            return Enrolled(0, 0, place.ifindex, None, place.netns)
+        return Enrolled(number, slot.port.generation, place.ifindex, slot.port.instance, place.netns)
 
     async def ensure(self, port: Port) -> None:
         slot = self._model.state.slot(port.slot)
         if slot.generation != port.generation:
             slot.renew(self._model.rules)
         slot.port, slot.generation, slot.tap = port, port.generation, port.ifindex
-        self._guarded[port.ifindex] = port.slot
+        self._guarded[port.place] = port.slot
 
     async def remove(self, port: Port) -> None:
         slot = self._model.state.slot(port.slot)
@@ -62,8 +69,8 @@ class Fake:
             self._model.state.forget(port.slot)
         elif slot.tap == port.ifindex:
             return  # the tap, too, is another owner's of the slot by now
-        if port.slot in (0, self._guarded.get(port.ifindex)):
-            self._guarded.pop(port.ifindex, None)
+        if port.slot in (0, self._guarded.get(port.place)):
+            self._guarded.pop(port.place, None)
 
     def counters(self, slot: int) -> dict[Verdict, int]:
         return dict(self._model.state.slot(slot).counters)
@@ -72,8 +79,8 @@ class Fake:
         events, self._model.events = self._model.events, []
         return events
 
-    def detached(self, ifindex: int) -> None:
-        self.unplug(ifindex)
+    def detached(self, place: Place) -> None:
+        self.unplug(place.ifindex, place.netns)
 
     async def recheck(self) -> None:
         """Nobody else has hands on it."""
@@ -93,7 +100,7 @@ class Fake:
 
     def deliver(self, ifindex: int, frame: bytes) -> Outcome:
         """What becomes of a frame that arrives by a tap; one that nobody guards lets everything pass."""
-        slot = self._guarded.get(ifindex)
+        slot = self._guarded.get(Place(OWN_NETNS, ifindex))
         if slot is None:
             return Outcome(Whereto.PASSED, None, frame)
         return self._model.from_instance(slot, frame, self._clock())
@@ -102,8 +109,8 @@ class Fake:
         """What becomes of a frame that the gateway namespace sends, and the ifindex that it leaves by."""
         return self._model.to_instance(frame, self._clock())
 
-    def unplug(self, ifindex: int) -> None:
+    def unplug(self, ifindex: int, netns: str = OWN_NETNS) -> None:
         """The device is gone. The kernel forgets with it what was attached to it, and where replies go."""
-        number = self._guarded.pop(ifindex, None)
+        number = self._guarded.pop(Place(netns, ifindex), None)
         if number is not None and self._model.state.slot(number).tap == ifindex:
             self._model.state.slot(number).tap = 0

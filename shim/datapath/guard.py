@@ -34,6 +34,10 @@ class Guard:
         marks = [element.key for element in table.elements(MARK_SET) or []]
         return marks == [self._rules.mark] and table.rules() == self._rules.counts[family]
 
+    def is_there(self) -> bool:
+        """Whether any of it is, of whatever rules."""
+        return any(table.elements(MARK_SET) is not None for table in self._tables.values())
+
     def teardown(self) -> None:
         """Removes all of it."""
         for table in self._tables.values():

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
+from shim.core.link import Place
 from shim.core.port import Port
 from shim.core.table import Element, Hook, Piece
 from shim.core.verdict import Event, Verdict
 from shim.datapath import nft_ports, nft_rules
-from shim.datapath.base import Enrolled, Logs, Tables
+from shim.datapath.base import Enrolled, Inside, Logs, Tables
 from shim.datapath.nft_ports import PRIORITY, mark_of, number, slot_of, word
 from shim.errors import KernelError
 
@@ -265,7 +266,14 @@ class Nft:
         generation = self._owners.get(slot_of(mark), Owner()).generation
         return nft_ports.read_event(ns, prefix, mark, generation, packet)
 
-    def detached(self, ifindex: int) -> None:
+    async def join(self, inside: Inside, gateway_ifindex: int) -> None:
+        raise KernelError(f"{inside.netns}: nftables has its tables in each namespace: see Spread")
+
+    async def leave(self, netns: str) -> None:
+        """It is in one alone."""
+
+    def detached(self, place: Place) -> None:
+        ifindex = place.ifindex
         if ifindex in self._held and self._link_name(ifindex) is None:
             with contextlib.suppress(KernelError):  # then it is still held, and the next pass removes it
                 self._release(ifindex)

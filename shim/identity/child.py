@@ -49,6 +49,10 @@ class Child:
         """Who the last that was said of it says is behind the tap."""
         return self._mapping.get((link.netns, link.name))
 
+    def namespaces(self) -> frozenset[str]:
+        """Those that it names taps in."""
+        return frozenset(netns for netns, _ in self._mapping if netns)
+
     def health(self) -> str | None:
         """What is wrong and since when, or None."""
         if self._since is None:

@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from shim.core.exchange import Subject
 from shim.core.instance import parse_instance
+from shim.core.link import OWN_NETNS, Link
 from shim.core.names import parse_ip, parse_netns, parse_project, parse_tap
+from shim.identity.watched import changes
 
 Mapping = dict[tuple[str, str], Subject]
 
@@ -51,9 +54,18 @@ class StaticFile:
         self._error: str | None = None
         self._stamp: tuple[int, ...] | None = None
 
-    def subject_of(self, netns: str, tap: str, alias: str | None) -> Subject | None:
+    @property
+    def known(self) -> bool:
+        """Not while there is a file of which nothing could be read yet."""
+        return self._stamp is not None or self._error is None
+
+    def subject_of(self, link: Link) -> Subject | None:
         """Who the file says is behind the tap."""
-        return self._known.get((netns, tap))
+        return self._known.get((link.netns, link.name))
+
+    def namespaces(self) -> frozenset[str]:
+        """Those that the file names."""
+        return frozenset(netns for netns, _ in self._known if netns != OWN_NETNS)
 
     def health(self) -> str | None:
         """Why the file's present content is not in force, or None."""
@@ -77,6 +89,11 @@ class StaticFile:
         self._stamp, self._error = before, None
         changed, self._known = now != self._known, now
         return changed
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """The kernel tells when the file changes, or a folder or link on the way to it."""
+        async for _ in changes(self._path):
+            changed()
 
 
 def parse(raw: bytes) -> Mapping:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from shim.core.exchange import Subject
+from shim.core.link import OWN_NETNS, Link
 from shim.errors import StoreError
 
 Attachments = Mapping[tuple[str, str], UUID]
@@ -16,15 +17,16 @@ class Operator:
     """Asks `read` for the attachments; while the store is unwell the last ones hold."""
 
     name = "operator"
+    known = True
 
     def __init__(self, read: Callable[[], Attachments]) -> None:
         self._read = read
         self._known: Attachments = {}
         self._error: StoreError | None = None
 
-    def subject_of(self, netns: str, tap: str, alias: str | None) -> Subject | None:
+    def subject_of(self, link: Link) -> Subject | None:
         """The instance that an operator attached."""
-        instance = self._known.get((netns, tap))
+        instance = self._known.get((link.netns, link.name))
         return Subject(instance) if instance else None
 
     def health(self) -> str | None:
@@ -40,3 +42,10 @@ class Operator:
             return False
         self._error, before, self._known = None, self._known, now
         return now != before
+
+    def namespaces(self) -> frozenset[str]:
+        """Those with a tap that an operator attached."""
+        return frozenset(netns for netns, _ in self._known if netns != OWN_NETNS)
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """There is nothing to watch: who attaches has it refreshed."""

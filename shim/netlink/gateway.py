@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
 from shim.errors import KernelError
+from shim.netlink import inside
 from shim.netlink.tc import kernel_errors
 
 GATEWAY_LINK = "gw0"
 GATEWAY_MAC = "02:00:a9:fe:a9:fe"
 """The same as SERVICE_MAC in rules/bpf/lib/abi.h: what frames for the gateway are addressed to."""
+
+LINK_BASE = 0x6D000000
+"""The number of the host's end; those in other namespaces have the next ones (branches.py). No two are the same, and all
+are far from what the kernel gives out, so what is sent to the wrong namespace's end goes nowhere."""
 
 HOST_MAC = "02:00:00:00:00:01"
 NEIGHBOUR_V4 = "100.127.255.254"
@@ -35,10 +39,10 @@ BACKLOG = 4096
 
 SYSCTLS = {
     "net/ipv4/conf/all/rp_filter": 0,
-    "net/ipv4/conf/gw0/rp_filter": 0,
-    "net/ipv6/conf/gw0/accept_ra": 0,
-    "net/ipv6/conf/gw0/accept_dad": 0,
-    "net/ipv6/conf/gw0/addr_gen_mode": 1,
+    "net/ipv4/conf/LINK/rp_filter": 0,
+    "net/ipv6/conf/LINK/accept_ra": 0,
+    "net/ipv6/conf/LINK/accept_dad": 0,
+    "net/ipv6/conf/LINK/addr_gen_mode": 1,
     "net/core/somaxconn": BACKLOG,
 }
 
@@ -57,6 +61,12 @@ class Gateway:
         """The host's end of the link."""
         return f"{self.name}0"
 
+    def slot_address(self, slot: int, family: int) -> str:
+        """What a slot is stamped with, as a route's destination."""
+        if family == 4:
+            return f"{IPv4Network(self.slots_v4)[slot]}/32"
+        return f"{IPv6Network(self.slots_v6)[slot]}/128"
+
     @property
     def path(self) -> Path:
         """The namespace, as `ip netns` has it."""
@@ -72,19 +82,9 @@ async def ensure(route: AsyncIPRoute, gateway: Gateway) -> tuple[int, bool]:
         gateway.path.unlink(missing_ok=True)
         netns.create(gateway.name)
     ifindex = await _ensure_link(route, gateway)
-    async with AsyncIPRoute(fileno=_netlink_in(gateway.path)) as inside:
-        await _furnish(inside, gateway)
+    async with AsyncIPRoute(fileno=inside.netlink_in(lambda: entered(gateway.path))) as route_inside:
+        await _furnish(route_inside, gateway)
     return ifindex, fresh
-
-
-def _netlink_in(path: Path) -> int:
-    """A netlink socket inside a namespace.
-
-    pyroute2's `netns=` has a forked child open it and ends that child by SIGTERM. The child still has our
-    event loop's wakeup descriptor, so now and then its SIGTERM arrived here as ours, and the agent stopped.
-    """
-    with entered(path):
-        return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE).detach()
 
 
 def is_namespace(path: Path) -> bool:
@@ -99,42 +99,48 @@ async def _ensure_link(route: AsyncIPRoute, gateway: Gateway) -> int:
     with kernel_errors(f"cannot make the link {gateway.link}"):
         try:
             peer = {"ifname": GATEWAY_LINK, "net_ns_fd": gateway.name, "address": GATEWAY_MAC}
-            await route.link("add", ifname=gateway.link, kind="veth", address=HOST_MAC, peer=peer)
+            await route.link("add", ifname=gateway.link, index=LINK_BASE, kind="veth", address=HOST_MAC, peer=peer)
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise
         ifindex = int((await route.link_lookup(ifname=gateway.link))[0])
-        _set_sysctl(f"net/ipv6/conf/{gateway.link}/disable_ipv6", 1)
+        set_sysctl(f"net/ipv6/conf/{gateway.link}/disable_ipv6", 1)
         await route.link("set", index=ifindex, state="up", arp=False)
     return ifindex
 
 
-async def _furnish(inside: AsyncIPRoute, gateway: Gateway) -> None:
+async def _furnish(route: AsyncIPRoute, gateway: Gateway) -> None:
     with kernel_errors(f"cannot furnish the namespace {gateway.name}"):
-        found = await inside.link_lookup(ifname=GATEWAY_LINK)
+        found = await route.link_lookup(ifname=GATEWAY_LINK)
         if not found:
             raise KernelError(
                 f"{gateway.link} is there, but its other end is not in the namespace {gateway.name}",
                 "run `metashim teardown`, then start again",
             )
-        with entered(gateway.path):
-            for key, value in SYSCTLS.items():
-                _set_sysctl(key, value)
-        await inside.link("set", index=1, state="up")
-        await inside.link("set", index=found[0], state="up", arp=False)
-        for address in gateway.service_addresses:
-            await _ensure_address(inside, found[0], address)
+        await route.link("set", index=1, state="up")
+        await furnish_link(route, gateway, GATEWAY_LINK, found[0])
         for slots, neighbour in ((gateway.slots_v4, NEIGHBOUR_V4), (gateway.slots_v6, NEIGHBOUR_V6)):
-            await inside.route("replace", dst=slots, gateway=neighbour, oif=found[0], flags=["onlink"])
+            await route.route("replace", dst=slots, gateway=neighbour, oif=found[0], flags=["onlink"])
 
 
-async def _ensure_address(inside: AsyncIPRoute, ifindex: int, text: str) -> None:
+async def furnish_link(route: AsyncIPRoute, gateway: Gateway, link: str, ifindex: int) -> None:
+    """A link's end inside: it is up, answers to the service's addresses and says nothing of its own."""
+    with entered(gateway.path):
+        for key, value in SYSCTLS.items():
+            set_sysctl(key.replace("LINK", link), value)
+    await route.link("set", index=ifindex, state="up", arp=False)
+    for address in gateway.service_addresses:
+        await _ensure_address(route, ifindex, address)
+
+
+async def _ensure_address(route: AsyncIPRoute, ifindex: int, text: str) -> None:
     address: IPv4Address | IPv6Address = ip_address(text)
     scope = 253 if address.is_link_local else 0
-    await inside.addr("replace", index=ifindex, address=text, prefixlen=address.max_prefixlen, scope=scope)
+    await route.addr("replace", index=ifindex, address=text, prefixlen=address.max_prefixlen, scope=scope)
 
 
-def _set_sysctl(key: str, value: int) -> None:
+def set_sysctl(key: str, value: int) -> None:
+    """Sets a sysctl of the namespace that this thread is in, where the kernel has it."""
     with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
         Path("/proc/sys", key).write_text(str(value))
 
@@ -156,16 +162,8 @@ async def _remove_link(route: AsyncIPRoute, gateway: Gateway) -> None:
 @contextlib.contextmanager
 def entered(path: Path) -> Iterator[None]:
     """Moves this thread into a namespace and back. No awaiting inside: others would find themselves there."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with path.open("rb") as there:
-            netns.setns(there.fileno())
-        try:
-            yield
-        finally:
-            netns.setns(home)
-    finally:
-        os.close(home)
+    with path.open("rb") as there, inside.entered(there.fileno()):
+        yield
 
 
 def listen(gateway: Gateway, ports: tuple[int, ...]) -> list[socket.socket]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from contextlib import nullcontext
 
 from shim.errors import KernelError
 from shim.netlink import nfnl, rtnl
@@ -20,9 +21,10 @@ _ROUNDS = 256  # datagrams a call: a flood must not keep the reader for ever
 
 
 class NfLog:
-    """The packets of one group of this network namespace: one reader at a time."""
+    """The packets of one group of the network namespace that `enter` leads to: one reader at a time."""
 
-    def __init__(self, group: int, copy_bytes: int = 64) -> None:
+    def __init__(self, group: int, copy_bytes: int = 64, enter: rtnl.Enter = nullcontext) -> None:
+        self._enter = enter
         self._group = group
         self._copy_bytes = copy_bytes
         self._socket: socket.socket | None = None
@@ -36,7 +38,7 @@ class NfLog:
         """Begins to listen. Raises KernelError when somebody else does."""
         if self._socket is not None:
             return
-        made = nfnl.Socket()
+        made = nfnl.Socket(enter=self._enter)
         try:
             for attribute in self._settings():
                 made.request(nfnl.ULOG << 8 | _CONFIG, attribute, socket.AF_UNSPEC, self._group)

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 from shim.netlink import rtnl
 
@@ -72,19 +73,21 @@ _LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 
 class Socket:
-    """Requests, one after the other, in the network namespace of the thread that makes the first one.
+    """Requests, one after the other, in the network namespace that `enter` leads to when the first one is made.
 
     `family` is that of the tables which are changed, read or asked for.
     """
 
-    def __init__(self, family: int = FAMILY_NETDEV) -> None:
+    def __init__(self, family: int = FAMILY_NETDEV, enter: rtnl.Enter = nullcontext) -> None:
         self._family = family
+        self._enter = enter
         self._socket: socket.socket | None = None
         self._sequence = 0
 
     def _open(self) -> socket.socket:
         if self._socket is None:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+            with self._enter():
+                self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
             for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
                 self._socket.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
             self._socket.settimeout(_PATIENCE)

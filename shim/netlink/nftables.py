@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 
 from shim.core.table import Element, Hook, Piece
 from shim.errors import KernelError
@@ -57,15 +58,16 @@ def load(ruleset: str) -> None:
 
 
 class Nftables:
-    """One table, of the family netdev unless told otherwise. Its sockets belong to the network namespace where the
-    first call was made."""
+    """One table, of the family netdev unless told otherwise, in the network namespace that `enter` leads to."""
 
-    def __init__(self, table: str, family: str = "netdev") -> None:
+    def __init__(self, table: str, family: str = "netdev", enter: rtnl.Enter = nullcontext) -> None:
         self._table = table
-        self._socket = nfnl.Socket(nfnl.FAMILIES[family])
+        self._enter = enter
+        self._socket = nfnl.Socket(nfnl.FAMILIES[family], enter)
 
     def load(self, text: str) -> None:
-        load(text)
+        with self._enter():
+            load(text)
 
     def change(self, remove: Iterable[Piece], add: Iterable[Piece]) -> None:
         changes = [change for piece in remove for change in self._removal(piece)]
@@ -208,8 +210,9 @@ def _counted(element: dict[int, bytes]) -> int:
 class Watch:
     """Hears of others' transactions that change tables of ours: `flush ruleset`, say. `wake` is called after each."""
 
-    def __init__(self, tables: frozenset[str], wake: Callable[[], None]) -> None:
+    def __init__(self, tables: frozenset[str], wake: Callable[[], None], enter: rtnl.Enter = nullcontext) -> None:
         self._tables = tables
+        self._enter = enter
         self._wake = wake
         self._ours = False
         self._pid = os.getpid()
@@ -218,7 +221,7 @@ class Watch:
         """Watches until cancelled; what got lost counts as a change."""
         loop = asyncio.get_running_loop()
         while True:
-            with subscribe() as events:
+            with subscribe(self._enter) as events:
                 try:
                     while True:
                         self.take(await loop.sock_recv(events, _RECEIVE_BYTES))
@@ -238,6 +241,6 @@ class Watch:
             self._ours = False
 
 
-def subscribe() -> socket.socket:
+def subscribe(enter: rtnl.Enter = nullcontext) -> socket.socket:
     """A socket on which the kernel tells of every change of nftables. It does not block."""
-    return rtnl.subscribe(_NFTABLES_EVENTS, nfnl.NETLINK_NETFILTER)
+    return rtnl.subscribe(_NFTABLES_EVENTS, nfnl.NETLINK_NETFILTER, enter)

@@ -9,7 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+Enter = Callable[[], AbstractContextManager[None]]
+"""What moves the thread into the network namespace that a socket is to be of. `nullcontext` leaves it where it is."""
 
 NEWLINK, DELLINK, GETLINK = 16, 17, 18
 DELQDISC, GETQDISC = 37, 38
@@ -67,16 +71,18 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 class Rtnl:
-    """Questions, one after the other, in the network namespace of the thread that makes the first one."""
+    """Questions, one after the other, in the network namespace that `enter` leads to when the first one is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, enter: Enter = nullcontext) -> None:
+        self._enter = enter
         self._socket: socket.socket | None = None
         self._sequence = 0
 
     def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
         """The bodies of all answers to a question. Raises OSError, InterruptedDumpError among them."""
         if self._socket is None:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            with self._enter():
+                self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
             self._socket.settimeout(_PATIENCE)
         self._sequence += 1
         self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, REQUEST | DUMP, self._sequence, 0) + body)
@@ -107,9 +113,10 @@ def _check(end: bytes, interrupted: bool) -> None:
         raise InterruptedDumpError("the list changed while it was read")
 
 
-def subscribe(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+def subscribe(groups: int, protocol: int = socket.NETLINK_ROUTE, enter: Enter = nullcontext) -> socket.socket:
     """A socket on which the kernel tells of changes; `groups` are bits, as of RTMGRP_*. It does not block."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+    with enter():
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
     sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENTS_BYTES)
     sock.bind((0, groups))
     return sock

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -58,9 +58,13 @@ class Filters:
     """The filters of one namespace's links. Changes go through pyroute2; what is there is read by rtnl.py, since
     an agent that looks at ten thousand taps would spend seconds on it otherwise."""
 
-    def __init__(self, route: AsyncIPRoute) -> None:
+    def __init__(self, route: AsyncIPRoute, enter: rtnl.Enter = nullcontext) -> None:
         self._route = route
-        self._rtnl = rtnl.Rtnl()
+        self._rtnl = rtnl.Rtnl(enter)
+
+    def close(self) -> None:
+        """Lets go of the socket that it opened itself."""
+        self._rtnl.close()
 
     async def attach(self, ifindex: int, program: int, name: str, classid: int) -> None:
         """Puts a program on the link's ingress, or in place of the one of ours that is there, in one step."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pyroute2 import AsyncIPRoute
 
+from shim.core.link import Place
 from shim.datapath import nft_rules
 from shim.datapath.base import Datapath, Enrolled
 from shim.datapath.ebpf import Ebpf
@@ -126,7 +127,7 @@ class KernelRig:
         self.taps[tap].close()
         self.taps[tap] = self._plug(tap)
         with self.host.lab.host.enter():
-            self.datapath.detached(former)  # as the agent does when it hears of it
+            self.datapath.detached(Place("", former))  # as the agent does when it hears of it
 
     def restart(self) -> list[Enrolled]:
         self.datapath.close()

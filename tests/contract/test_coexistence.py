@@ -120,7 +120,7 @@ def test_nothing_of_ours_is_left_on_a_tap_that_nobody_else_uses(bench):
 def test_a_filter_that_was_taken_off_is_put_back(bench):
     bench.enrol("a", CLOSED)
     tc(bench, "filter", "del", "dev", "tapa", "ingress")
-    bench.rig.datapath.detached(bench.ports["a"].ifindex)
+    bench.rig.datapath.detached(bench.ports["a"].place)
     bench.enrol("a", CLOSED)
     bench.assert_refused("a", segment(4), Verdict.DISABLED_DROP)
 

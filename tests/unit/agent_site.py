@@ -12,6 +12,7 @@ from uuid import UUID
 
 from shim import feed
 from shim.config import Config, parse
+from shim.core.link import Link, Place
 from shim.core.policy import Policy
 from shim.core.port import Port, Slots
 from shim.datapath import abi
@@ -23,7 +24,6 @@ from shim.identity.resolve import Resolver
 from shim.journal import Changes, Journal
 from shim.keys import Ring
 from shim.metadata.store import Store
-from shim.netlink.links import Link
 from shim.operations import AgentOperations
 from shim.policies import end_overdue
 from shim.signing import Signing
@@ -78,7 +78,7 @@ class Sick(Fake):
 
     def policy(self, ifindex: int = 1) -> Policy:
         """What the kernel goes by."""
-        found = self._model.state.slot(self._guarded[ifindex]).port
+        found = self._model.state.slot(self._guarded[Place("", ifindex)]).port
         assert found is not None
         return found.policy
 
@@ -93,7 +93,7 @@ class Host:
         self.policies = self.store.policies()
         end_overdue(self.store, self.policies, time.time())
         self.journal, self.changes = Journal(lambda: 0.0), Changes(lambda: 0.0)
-        self.links = {number: Link(number, f"tap{number}", alias) for number, alias in enumerate(aliases, 1)}
+        self.links = {Place("", number): Link(number, f"tap{number}", alias) for number, alias in enumerate(aliases, 1)}
         resolver = Resolver([Alias()])
         self.enrolment = Enrolment(
             self.datapath, Slots(4096), resolver, self.links, ("tap*",), lambda i: self.operations.policy_of(i),

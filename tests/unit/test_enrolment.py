@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from shim.core.link import Link, Place
 from shim.core.policy import Access, Policy
 from shim.core.port import SLOT_QUARANTINE, Port, Slots
 from shim.datapath import abi
@@ -17,10 +18,13 @@ from shim.enrolment import Enrolment, together
 from shim.errors import KernelError
 from shim.identity.alias import Alias
 from shim.identity.resolve import Resolver
-from shim.netlink.links import Link
 
 ONE, TWO = UUID(int=1), UUID(int=2)
 SETTINGS = abi.pack_settings(["169.254.169.254"], [80], rate=50, burst=200, event_rate=10, flows_per_port=8)
+
+
+def own(ifindex: int) -> Place:
+    return Place("", ifindex)
 
 
 class Sick(Fake):
@@ -40,7 +44,7 @@ class Host:
     """An enrolment with links to set, a clock to turn, and what the proxy was told."""
 
     def __init__(self, datapath: Sick | None = None, slots: int = 8) -> None:
-        self.links: dict[int, Link] = {}
+        self.links: dict[Place, Link] = {}
         self.policies: dict[UUID | None, Policy] = {}
         self.told: list[tuple[UUID | None, bool]] = []
         self.now = 0.0
@@ -58,11 +62,11 @@ class Host:
 
     def link(self, ifindex: int, instance: UUID | None = None, name: str = "") -> None:
         alias = f"metashim:{instance}" if instance else None
-        self.links[ifindex] = Link(ifindex, name or f"tap{ifindex}", alias)
+        self.links[own(ifindex)] = Link(ifindex, name or f"tap{ifindex}", alias)
 
     @property
     def owners(self) -> dict[int, UUID | None]:
-        return {ifindex: port.instance for ifindex, port in self.enrolment.ports.items()}
+        return {port.ifindex: port.instance for port in self.enrolment.ports.values()}
 
     async def kernel(self) -> dict[int, UUID | None]:
         return {found.ifindex: found.instance for found in await self.datapath.observe() if found.ifindex}
@@ -104,10 +108,10 @@ async def test_a_tap_with_an_identity_is_guarded_whatever_its_name(host: Host) -
 async def test_what_is_said_of_an_owner_is_told_again_when_it_alone_changes(host: Host) -> None:
     host.link(1, ONE)
     await host.enrolment.settle()
-    before = host.enrolment.ports[1]
-    host.links[1] = Link(1, "tap1", f"metashim:{ONE}/p")
+    before = host.enrolment.ports[own(1)]
+    host.links[own(1)] = Link(1, "tap1", f"metashim:{ONE}/p")
     await host.enrolment.settle()
-    after = host.enrolment.ports[1]
+    after = host.enrolment.ports[own(1)]
     assert (after.slot, after.generation, after.project) == (before.slot, before.generation, "p")
     assert host.told == [(ONE, True), (ONE, True)]
     await host.enrolment.settle()
@@ -118,14 +122,14 @@ async def test_what_is_said_of_an_owner_is_told_again_when_it_alone_changes(host
 async def test_a_tap_that_changes_hands_changes_slots(host: Host) -> None:
     host.link(1, ONE)
     await host.enrolment.settle()
-    first = host.enrolment.ports[1]
+    first = host.enrolment.ports[own(1)]
     host.link(1, TWO)
     await host.enrolment.settle()
-    second = host.enrolment.ports[1]
+    second = host.enrolment.ports[own(1)]
     assert (first.slot, first.instance) != (second.slot, second.instance)
     assert host.enrolment.port_of(first.slot, first.generation) is None
     assert host.enrolment.port_of(second.slot, second.generation) == second
-    assert host.told == [(ONE, True), (TWO, True), (ONE, False)]
+    assert host.told == [(ONE, True), (ONE, False), (TWO, True), (None, False)]
 
 
 @story
@@ -136,7 +140,7 @@ async def test_a_tap_that_changes_hands_and_fails_serves_nobody(host: Host) -> N
     host.link(1, TWO)
     await host.enrolment.settle()
     assert await host.kernel() == host.owners == {1: None}
-    assert "cannot attach" in str(host.enrolment.failures[1])
+    assert "cannot attach" in str(host.enrolment.failures[own(1)])
     assert host.told[-1] == (ONE, False)
     host.datapath.refuses = set()
     await host.enrolment.settle()
@@ -149,8 +153,8 @@ async def test_one_tap_that_fails_stands_in_nobodys_way(host: Host) -> None:
     host.link(1, ONE)
     host.link(2, TWO)
     await host.enrolment.settle()
-    assert host.owners == {2: TWO} and list(host.enrolment.failures) == [1]
-    host.links.pop(1)
+    assert host.owners == {2: TWO} and list(host.enrolment.failures) == [own(1)]
+    host.links.pop(own(1))
     await host.enrolment.settle()
     assert not host.enrolment.failures
 
@@ -161,7 +165,7 @@ async def test_a_policy_is_settled_for_one_tap(host: Host) -> None:
     await host.enrolment.settle()
     host.policies[ONE] = Policy(Access.RESET, Access.DROP, 2)
     await host.enrolment.settle([1])
-    assert host.enrolment.ports[1].policy == host.policies[ONE]
+    assert host.enrolment.ports[own(1)].policy == host.policies[ONE]
 
 
 @story
@@ -170,14 +174,14 @@ async def test_slots_run_out_and_come_back(_: Host) -> None:
     host.link(1, ONE)
     host.link(2, TWO)
     await host.enrolment.settle()
-    assert "no slot is left for tap2" in str(host.enrolment.failures[2])
-    host.links.pop(1)
+    assert "no slot is left for tap2" in str(host.enrolment.failures[own(2)])
+    host.links.pop(own(1))
     await host.enrolment.settle()
     assert host.owners == {}, "the slot rests"
     host.now = SLOT_QUARANTINE
     await host.enrolment.settle()
     assert host.owners == {2: TWO}
-    assert host.enrolment.ports[2].generation == 2
+    assert host.enrolment.ports[own(2)].generation == 2
 
 
 @story
@@ -210,7 +214,7 @@ async def test_a_slot_that_was_silenced_rests_like_any_other(_: Host) -> None:
     await host.enrolment.settle()
     host.link(1, TWO)
     await host.enrolment.settle()
-    host.links.pop(1)
+    host.links.pop(own(1))
     host.link(2, TWO)
     await host.enrolment.settle()
     assert host.owners == {}
@@ -226,9 +230,9 @@ async def test_an_agent_that_starts_goes_on_where_the_last_one_ended(before: Hos
     after.link(1, ONE)
     after.link(4, TWO)
     await after.enrolment.adopt()
-    assert after.enrolment.ports[1] == before.enrolment.ports[1]
-    gone = before.enrolment.ports[2]
-    assert after.enrolment.ports[4].slot not in {port.slot for port in before.enrolment.ports.values()}
+    assert after.enrolment.ports[own(1)] == before.enrolment.ports[own(1)]
+    gone = before.enrolment.ports[own(2)]
+    assert after.enrolment.ports[own(4)].slot not in {port.slot for port in before.enrolment.ports.values()}
     assert await after.kernel() == {1: ONE, 4: TWO}
     assert after.enrolment.port_of(gone.slot, gone.generation) is None
 
@@ -246,7 +250,7 @@ def test_generations_outlive_an_agent(instance: UUID | None) -> None:
         assert after.owners == {}, "a slot that was somebody's rests first"
         after.now = SLOT_QUARANTINE
         await after.enrolment.settle()
-        assert after.enrolment.ports[2].generation == 2
+        assert after.enrolment.ports[own(2)].generation == 2
 
     asyncio.run(story())
 
@@ -262,9 +266,9 @@ async def test_another_datapath_goes_on_in_the_same_slots(before: Host) -> None:
         after.link(ifindex, instance)
     await after.enrolment.adopt(await before.datapath.observe())
     for ifindex in (1, 3, 4):
-        assert after.enrolment.ports[ifindex] == before.enrolment.ports[ifindex]
+        assert after.enrolment.ports[own(ifindex)] == before.enrolment.ports[own(ifindex)]
     assert await after.kernel() == {1: ONE, 3: None, 4: TWO, 5: ONE}
-    assert after.enrolment.ports[5].slot not in {port.slot for port in before.enrolment.ports.values()}
+    assert after.enrolment.ports[own(5)].slot not in {port.slot for port in before.enrolment.ports.values()}
 
 
 @story
@@ -273,15 +277,15 @@ async def test_where_both_datapaths_hold_a_tap_the_new_one_is_believed(host: Hos
     former = [Enrolled(1, 1, 1, ONE), Enrolled(2, 1, 2, TWO), Enrolled(9, 1, 3, ONE), Enrolled(0, 0, 4, None)]
     host.link(1, TWO)
     await host.enrolment.settle()
-    assert host.enrolment.ports[1].slot == 1
+    assert host.enrolment.ports[own(1)].slot == 1
     after = Host(host.datapath)
     for ifindex, instance in ((1, TWO), (2, TWO), (3, ONE), (4, ONE)):
         after.link(ifindex, instance)
     await after.enrolment.adopt(former)
     ports = after.enrolment.ports
     assert {ifindex: port.instance for ifindex, port in ports.items()} == {1: TWO, 2: TWO, 3: ONE, 4: ONE}
-    assert (ports[1].slot, ports[2].slot) == (1, 2)
-    assert ports[3].slot <= 8, "there is no slot 9 here"
+    assert (ports[own(1)].slot, ports[own(2)].slot) == (1, 2)
+    assert ports[own(3)].slot <= 8, "there is no slot 9 here"
     assert len({port.slot for port in ports.values()}) == 4
 
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from shim.core.link import Place
 from shim.core.policy import Policy
 from shim.core.port import Port
 from shim.datapath.base import Enrolled
@@ -47,7 +48,7 @@ async def former_with(owners: dict[int, UUID | None], *, unreadable: bool = Fals
 
 
 def guarded(former: Former) -> set[int]:
-    return set(former._guarded)
+    return {place.ifindex for place in former._guarded}
 
 
 def test_it_ends_when_all_taps_are_in_the_new_one() -> None:
@@ -57,7 +58,8 @@ def test_it_ends_when_all_taps_are_in_the_new_one() -> None:
         for ifindex, instance in ((1, ONE), (2, None), (3, TWO)):
             host.link(ifindex, instance)
         await host.enrolment.adopt(await handover.observe())
-        assert {i: (p.slot, p.generation) for i, p in host.enrolment.ports.items() if i < 3} == {1: (11, 3), 2: (12, 3)}
+        ports = [port for port in host.enrolment.ports.values() if port.ifindex < 3]
+        assert {port.ifindex: (port.slot, port.generation) for port in ports} == {1: (11, 3), 2: (12, 3)}
         assert guarded(former) == {1, 2}, "it guards on while the new one is filled"
         await handover.go_on(host.enrolment.failures.keys())
         assert not former.left() and not former.is_open
@@ -80,7 +82,7 @@ def test_a_tap_that_fails_in_the_new_one_keeps_the_former_there_only() -> None:
             assert guarded(former) == {2} and former.is_open
         host.datapath.refuses = set()
         await host.enrolment.settle(list(host.enrolment.failures))
-        assert host.enrolment.ports[2].slot == 12
+        assert host.enrolment.ports[Place("", 2)].slot == 12
         await handover.go_on(host.enrolment.failures.keys())
         assert not former.left()
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.core.exchange import Subject
+from shim.core.link import Link
 from shim.core.names import parse_ip, parse_netns, parse_project, parse_tap
 from shim.errors import StoreError
 from shim.identity.alias import Alias
@@ -27,9 +28,13 @@ def entry(tap: str, instance: object, netns: str | None = None) -> str:
     return f'[[port]]\ninterface = "{tap}"\ninstance = "{instance}"\n{where}'
 
 
+def link(netns: str, tap: str, alias: str | None = None) -> Link:
+    return Link(7, tap, alias, netns=netns)
+
+
 def who(source: Source, tap: str, netns: str = "", alias: str | None = None) -> UUID | None:
     """The instance alone."""
-    found = source.subject_of(netns, tap, alias)
+    found = source.subject_of(link(netns, tap, alias))
     return found.instance if found else None
 
 
@@ -61,8 +66,8 @@ def test_alias(alias: str | None, known: UUID | None) -> None:
 
 @given(st.text())
 def test_no_alias_makes_it_raise(alias: str) -> None:
-    Alias().subject_of("", "tap1", "metashim:" + alias)
-    Alias().subject_of("", "tap1", f"metashim:{ONE}/" + alias)
+    Alias().subject_of(link("", "tap1", "metashim:" + alias))
+    Alias().subject_of(link("", "tap1", f"metashim:{ONE}/" + alias))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +86,7 @@ def test_no_alias_makes_it_raise(alias: str) -> None:
     ],
 )
 def test_an_alias_may_name_the_project(alias: str, known: Subject | None) -> None:
-    assert Alias().subject_of("", "tap1", alias) == known
+    assert Alias().subject_of(link("", "tap1", alias)) == known
 
 
 # --- the file
@@ -105,11 +110,11 @@ def test_the_file_says_project_and_address(tmp_path: Path) -> None:
     path.write_text(entry("tap1", ONE) + 'project = "5f1d"\naddress = "2001:DB8:0::5"\n' + entry("tap2", TWO))
     source = StaticFile(path)
     source.refresh()
-    assert source.subject_of("", "tap1", None) == Subject(ONE, "5f1d", "2001:db8::5")
-    assert source.subject_of("", "tap2", None) == Subject(TWO)
+    assert source.subject_of(link("", "tap1", None)) == Subject(ONE, "5f1d", "2001:db8::5")
+    assert source.subject_of(link("", "tap2", None)) == Subject(TWO)
     replace(path, entry("tap1", ONE) + 'project = "other"\n' + entry("tap2", TWO))
     assert source.refresh() is True, "a change of the project alone is one"
-    assert source.subject_of("", "tap1", None) == Subject(ONE, "other")
+    assert source.subject_of(link("", "tap1", None)) == Subject(ONE, "other")
 
 
 def replace(path: Path, text: str) -> None:
@@ -263,7 +268,7 @@ KEY = ("", "tap1")
 
 def test_the_first_that_knows_wins() -> None:
     three = resolver(("a", {}), ("b", {KEY: ONE}), ("c", {KEY: ONE}))
-    assert three.resolve(*KEY, None) == Resolution(ONE, "b")
+    assert three.resolve(link(*KEY)) == Resolution(ONE, "b", rank=1)
 
 
 def test_who_wins_says_the_project_and_nobody_else(tmp_path: Path) -> None:
@@ -272,22 +277,22 @@ def test_who_wins_says_the_project_and_nobody_else(tmp_path: Path) -> None:
     attached = Operator(lambda: {KEY: ONE})
     for source in (file := StaticFile(path), attached):
         source.refresh()
-    assert Resolver([file, attached]).resolve(*KEY, None) == Resolution(ONE, "file", (), "p", "10.0.0.5")
-    assert Resolver([attached, file]).resolve(*KEY, None) == Resolution(ONE, "operator")
-    claims = Resolver([Alias(), file]).resolve(*KEY, f"metashim:{TWO}/q")
+    assert Resolver([file, attached]).resolve(link(*KEY)) == Resolution(ONE, "file", (), "p", "10.0.0.5")
+    assert Resolver([attached, file]).resolve(link(*KEY)) == Resolution(ONE, "operator")
+    claims = Resolver([Alias(), file]).resolve(link(*KEY, f"metashim:{TWO}/q"))
     assert (claims.project, claims.address, claims.others) == ("q", "", (("file", ONE),))
 
 
 def test_nobody_knows() -> None:
-    nothing = resolver(("a", {}), ("b", {})).resolve(*KEY, None)
+    nothing = resolver(("a", {}), ("b", {})).resolve(link(*KEY))
     assert (nothing.instance, nothing.source, nothing.conflict) == (None, "", "")
 
 
 def test_disagreement_is_reported_and_the_order_decides() -> None:
-    found = resolver(("a", {KEY: ONE}), ("b", {KEY: ONE}), ("c", {KEY: TWO})).resolve(*KEY, None)
+    found = resolver(("a", {KEY: ONE}), ("b", {KEY: ONE}), ("c", {KEY: TWO})).resolve(link(*KEY))
     assert (found.instance, found.source, found.others) == (ONE, "a", (("c", TWO),))
     assert found.conflict == f"a says {ONE} and wins; c says {TWO}"
-    turned = resolver(("c", {KEY: TWO}), ("a", {KEY: ONE})).resolve(*KEY, None)
+    turned = resolver(("c", {KEY: TWO}), ("a", {KEY: ONE})).resolve(link(*KEY))
     assert (turned.instance, turned.source) == (TWO, "c")
 
 
@@ -298,7 +303,7 @@ def test_every_source_is_refreshed_even_after_a_change() -> None:
     first["", "tap1"] = ONE
     second["", "tap2"] = TWO
     assert both.refresh() is True
-    assert both.resolve("", "tap2", None).instance == TWO
+    assert both.resolve(link("", "tap2")).instance == TWO
     assert both.refresh() is False
 
 

@@ -6,8 +6,9 @@ import struct
 
 import pytest
 
+from shim.core.link import Link, Place
 from shim.netlink import rtnl
-from shim.netlink.links import Link, Links
+from shim.netlink.links import Links
 
 IFLA_IFNAME, IFLA_IFALIAS = 3, 20
 AF_BRIDGE, IFF_UP = 7, 1
@@ -35,14 +36,14 @@ def heard():
 
 @pytest.fixture
 def links(heard):
-    return Links(lambda ifindex, undone: heard.append((ifindex, undone)))
+    return Links({}, lambda place, undone: heard.append((place.ifindex, undone)))
 
 
 def test_each_change_is_told_with_its_link(links, heard):
     links.take(link(4, "tap4") + link(5, "tap5", alias="metashim:x", up=False))
-    assert links.table == {4: Link(4, "tap4", None), 5: Link(5, "tap5", "metashim:x", up=False)}
+    assert links._table == {Place("", 4): Link(4, "tap4", None), Place("", 5): Link(5, "tap5", "metashim:x", up=False)}
     links.take(link(5, "tap5", alias="metashim:y", up=False))
-    assert links.table[5].alias == "metashim:y"
+    assert links._table[Place("", 5)].alias == "metashim:y"
     assert heard == [(4, False), (5, False), (5, False)]
 
 
@@ -54,7 +55,7 @@ def test_what_says_nothing_new_wakes_nobody(links, heard):
 
 def test_a_link_that_goes_is_undone(links, heard):
     links.take(link(4, "tap4") + link(4, "tap4", here=False) + link(4, "tap4", here=False))
-    assert links.table == {}
+    assert links._table == {}
     assert heard == [(4, False), (4, True)]
 
 
@@ -66,5 +67,5 @@ def test_what_is_taken_off_a_link_undoes_it(links, heard, kind):
 
 def test_leaving_a_bridge_is_not_going(links, heard):
     links.take(link(4, "tap4") + link(4, "tap4", here=False, family=AF_BRIDGE))
-    assert list(links.table) == [4]
+    assert list(links._table) == [4]
     assert heard == [(4, False)]

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shim import __version__, feed, metrics
 from shim.core.address import parse_address
 from shim.core.exchange import Caller, Request, Response
+from shim.core.link import Link, Place
 from shim.core.policy import Access, Family, Policy
 from shim.core.port import Port, Slots
 from shim.core.verdict import Verdict
@@ -30,7 +31,6 @@ from shim.identity.alias import Alias
 from shim.identity.resolve import Resolver
 from shim.journal import KEPT, Journal
 from shim.metrics import FAMILIES, Metrics, Packets
-from shim.netlink.links import Link
 from shim.tally import Tally
 from shim.usage import Ledger
 from shim.workers import Workers
@@ -57,7 +57,7 @@ class Host:
     """An agent's parts, with one worker that says what its tally counts."""
 
     def __init__(self, *, instances: bool = True, slots: int = 8) -> None:
-        self.links: dict[int, Link] = {}
+        self.links: dict[Place, Link] = {}
         self.policies: dict[UUID | None, Policy] = {}
         self.datapath, self.journal, self.tally = Counting(), Journal(lambda: 0.0), Tally()
         self.ailments: list[object] = []
@@ -91,16 +91,16 @@ class Host:
 
     async def link(self, ifindex: int, instance: UUID | None = None) -> int:
         alias = f"metashim:{instance}" if instance else None
-        self.links[ifindex] = Link(ifindex, f"tap{ifindex}", alias)
-        await self.enrolment.settle([ifindex])
-        return self.enrolment.ports[ifindex].slot
+        self.links[Place("", ifindex)] = Link(ifindex, f"tap{ifindex}", alias)
+        await self.enrolment.settle([Place("", ifindex)])
+        return self.enrolment.ports[Place("", ifindex)].slot
 
     async def unlink(self, ifindex: int) -> None:
-        del self.links[ifindex]
-        await self.enrolment.settle([ifindex])
+        del self.links[Place("", ifindex)]
+        await self.enrolment.settle([Place("", ifindex)])
 
     def ask(self, ifindex: int, status: int = 200, seconds: float = 0.002, token: str = "without") -> None:
-        port = self.enrolment.ports[ifindex]
+        port = self.enrolment.ports[Place("", ifindex)]
         caller = Caller(port.slot, port.generation, port.instance, Family.V4)
         self.tally.request(caller, status, 10, seconds, "nova" if status != 429 else "", token)
         for message in self.tally.changed():
@@ -175,8 +175,8 @@ async def test_what_the_host_is(host: Host) -> None:
 @story
 async def test_ports_that_fail_are_counted_once(host: Host) -> None:
     await host.link(1, ONE)
-    host.enrolment.failures[1] = KernelError("x")
-    host.enrolment.failures[9] = KernelError("y")
+    host.enrolment.failures[Place("", 1)] = KernelError("x")
+    host.enrolment.failures[Place("", 9)] = KernelError("y")
     assert await host.value("metashim_ports", state="failed") == 2
     assert await host.value("metashim_ports", state="serving") == 0
 
@@ -321,9 +321,9 @@ def test_many_instances_are_written_in_parts_with_one_head():
 @story
 async def test_projects_are_labels_and_quoted(host: Host) -> None:
     await host.link(1, ONE)
-    port = host.enrolment.ports[1]
+    port = host.enrolment.ports[Place("", 1)]
     for project in ("blue", 'a"b\\c\nd'):
-        host.enrolment.ports[1] = replace(port, project=project)
+        host.enrolment.ports[Place("", 1)] = replace(port, project=project)
         assert await host.value("metashim_instance_response_bytes_total", instance=str(ONE), project=project) == 0
 
 

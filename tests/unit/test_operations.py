@@ -9,6 +9,7 @@ import pytest
 
 from shim import feed
 from shim.control.operations import PolicyChange
+from shim.core.link import Place
 from shim.core.policy import Access, Policy, Tokens
 from shim.errors import InputError, KernelError
 from shim.held import feed_entry
@@ -34,7 +35,7 @@ REQUIRED = PolicyChange(tokens=Tokens.REQUIRED)
 def test_workers_are_told_all_of_a_port(tell: Tell) -> None:
     async def story(host: Host) -> None:
         await host.operations.set_policy(ONE, PolicyChange(tokens=Tokens.OFF, routes=(("/", "nova"),)), who=WHO)
-        entry = feed_entry(host.enrolment.ports[1])
+        entry = feed_entry(host.enrolment.ports[Place("", 1)])
         assert entry == feed.Entry(1, 1, ONE, "open", "open", "off", (("/", "nova"),), "p", "")
         assert feed.read_from_agent(feed.encode(feed.Put(3, entry))) == feed.Put(3, entry)
 

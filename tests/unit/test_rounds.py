@@ -10,6 +10,7 @@ import pytest
 
 from shim import rounds
 from shim.core.exchange import Subject
+from shim.core.link import Link, Place
 from shim.core.policy import Policy
 from shim.core.port import Port, Slots
 from shim.datapath import abi
@@ -18,13 +19,17 @@ from shim.datapath.fake import Fake
 from shim.enrolment import Enrolment
 from shim.errors import KernelError
 from shim.identity.resolve import Resolver
-from shim.netlink.links import ALL, Link
+from shim.netlink.links import ALL
 from shim.rounds import Rounds
 
 GATEWAY = 7
 SETTINGS = abi.pack_settings(["169.254.169.254"], [80], rate=50, burst=200, event_rate=10, flows_per_port=8)
 TURNS = 5000
 """Of the event loop, until a story gives up; no clock is waited for."""
+
+
+def own(ifindex: int) -> Place:
+    return Place("", ifindex)
 
 
 class Slow(Fake):
@@ -47,15 +52,16 @@ class Names:
     """A source that knows what it is told, and counts what it is asked."""
 
     name = "names"
+    known = True
 
     def __init__(self) -> None:
-        self.known: dict[str, UUID] = {}
+        self.of: dict[str, UUID] = {}
         self.asked: list[str] = []
         self.changed = False
 
-    def subject_of(self, netns: str, tap: str, alias: str | None) -> Subject | None:
-        self.asked.append(tap)
-        instance = self.known.get(tap)
+    def subject_of(self, link: Link) -> Subject | None:
+        self.asked.append(link.name)
+        instance = self.of.get(link.name)
         return Subject(instance) if instance else None
 
     def health(self) -> str | None:
@@ -65,11 +71,15 @@ class Names:
         changed, self.changed = self.changed, False
         return changed
 
+    def namespaces(self) -> frozenset[str]:
+        return frozenset()
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        pass
+
 
 class Bedrock:
     """What lies beneath, as far as rounds ask for it."""
-
-    gateway_ifindex = GATEWAY
 
     def __init__(self, datapath: Datapath) -> None:
         self.datapath = datapath
@@ -77,7 +87,10 @@ class Bedrock:
         self.stood = True
         self.ill = False
 
-    def stands(self, links: Mapping[int, Link]) -> bool:
+    def is_gateway(self, place: Place) -> bool:
+        return place == own(GATEWAY)
+
+    def stands(self, links: Mapping[Place, Link]) -> bool:
         return self.stood
 
     async def audit(self) -> bool:
@@ -87,7 +100,7 @@ class Bedrock:
         self.stood = True
         return False
 
-    async def hand_over(self, failed: Collection[int]) -> None:
+    async def hand_over(self, failed: Collection[Place]) -> None:
         pass
 
 
@@ -95,24 +108,28 @@ class Host:
     """A hundred taps, settled already."""
 
     def __init__(self) -> None:
+        self.entered = 0
         self.datapath = Slow()
         self.names = Names()
         self.ground = Bedrock(self.datapath)
-        self.links = {n: Link(n, f"tap{n}", None) for n in range(100, 200)}
+        self.links = {own(n): Link(n, f"tap{n}", None) for n in range(100, 200)}
         resolver = Resolver([self.names])
         self.enrolment = Enrolment(
             self.datapath, Slots(1000), resolver, self.links, ("tap*",),
             lambda _: Policy(), lambda *_: None, lambda: 0.0,
         )  # fmt: skip
-        self.rounds = Rounds(self.ground, self.enrolment, resolver, self.links, lambda: None)
+        self.rounds = Rounds(self.ground, self.enrolment, resolver, self.links, lambda: None, self.enter)
+
+    async def enter(self) -> None:
+        self.entered += 1
 
     def plug(self, ifindex: int) -> None:
-        self.links[ifindex] = Link(ifindex, f"tap{ifindex}", None)
-        self.rounds.wake(ifindex, False)
+        self.links[own(ifindex)] = Link(ifindex, f"tap{ifindex}", None)
+        self.rounds.wake(own(ifindex), False)
 
     def unplug(self, ifindex: int) -> None:
-        del self.links[ifindex]
-        self.rounds.wake(ifindex, True)
+        del self.links[own(ifindex)]
+        self.rounds.wake(own(ifindex), True)
 
     async def until(self, true: Callable[[], bool]) -> None:
         for _ in range(TURNS):
@@ -140,7 +157,7 @@ def story(tell: Callable[[Host], Awaitable[None]]) -> Callable[[pytest.MonkeyPat
             await running
 
     def test(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(rounds, "REFRESH_SECONDS", 3600)
+        monkeypatch.setattr(rounds, "AGAIN_SECONDS", 3600)
         asyncio.run(run())
 
     test.__name__ = tell.__name__
@@ -150,20 +167,20 @@ def story(tell: Callable[[Host], Awaitable[None]]) -> Callable[[pytest.MonkeyPat
 @story
 async def test_a_tap_that_comes_is_settled_and_no_other_is_looked_at(host: Host) -> None:
     host.plug(5)
-    await host.until(lambda: 5 in host.enrolment.ports)
+    await host.until(lambda: own(5) in host.enrolment.ports)
     assert (host.datapath.ensured, host.names.asked, host.ground.audits) == ([5], ["tap5"], 0)
 
 
 @story
 async def test_a_tap_that_goes_takes_no_other_along(host: Host) -> None:
     host.unplug(150)
-    await host.until(lambda: 150 not in host.enrolment.ports)
+    await host.until(lambda: own(150) not in host.enrolment.ports)
     assert (len(host.enrolment.ports), host.datapath.ensured, host.names.asked) == (99, [], [])
 
 
 @story
 async def test_what_was_taken_off_a_tap_is_put_back(host: Host) -> None:
-    host.rounds.wake(150, True)
+    host.rounds.wake(own(150), True)
     await host.until(lambda: bool(host.datapath.ensured))
     assert host.datapath.ensured == [150]
 
@@ -171,7 +188,7 @@ async def test_what_was_taken_off_a_tap_is_put_back(host: Host) -> None:
 @story
 async def test_a_tap_that_comes_does_not_wait_for_an_audit(host: Host) -> None:
     host.datapath.stuck = 120
-    host.rounds.wake(ALL, True)
+    host.rounds.wake(own(ALL), True)
     await host.until(lambda: 119 in host.datapath.ensured)
     before = list(host.datapath.ensured)
     host.plug(5)
@@ -185,11 +202,11 @@ async def test_a_tap_that_comes_does_not_wait_for_an_audit(host: Host) -> None:
 
 @story
 async def test_a_source_that_says_otherwise_has_all_resolved_again(host: Host) -> None:
-    host.names.known = {"tap5": UUID(int=5), "tap150": UUID(int=150)}
+    host.names.of = {"tap5": UUID(int=5), "tap150": UUID(int=150)}
     host.names.changed = True
     host.plug(5)  # written just before the tap came: nothing else wakes it
-    await host.until(lambda: host.enrolment.ports[150].instance == UUID(int=150))
-    assert host.enrolment.ports[5].instance == UUID(int=5)
+    await host.until(lambda: host.enrolment.ports[own(150)].instance == UUID(int=150))
+    assert host.enrolment.ports[own(5)].instance == UUID(int=5)
     assert sorted(host.datapath.ensured) == [5, 150]
 
 
@@ -197,11 +214,11 @@ async def test_a_source_that_says_otherwise_has_all_resolved_again(host: Host) -
 def test_an_audit_when_all_or_the_gateway_may_be_undone(ifindex, undone, audits, monkeypatch):
     @story
     async def tell(host: Host) -> None:
-        host.rounds.wake(ifindex, undone)
+        host.rounds.wake(own(ifindex), undone)
         for _ in range(1000):
             await asyncio.sleep(0)
         assert host.ground.audits == audits
-        assert host.datapath.ensured == [*host.links] * audits
+        assert host.datapath.ensured == [place.ifindex for place in host.links] * audits
 
     tell(monkeypatch)
 
@@ -209,17 +226,17 @@ def test_an_audit_when_all_or_the_gateway_may_be_undone(ifindex, undone, audits,
 @story
 async def test_a_gateway_that_changed_is_looked_at(host: Host) -> None:
     host.ground.stood = False
-    host.rounds.wake(GATEWAY, False)
+    host.rounds.wake(own(GATEWAY), False)
     await host.until(lambda: host.ground.audits == 1)
 
 
 @story
 async def test_a_pass_that_fails_is_followed_by_an_audit_and_ends_nothing(host: Host) -> None:
     host.ground.ill = True
-    host.rounds.wake(ALL, True)
+    host.rounds.wake(own(ALL), True)
     await host.until(lambda: host.ground.audits == 1)
     host.ground.ill = False
-    host.rounds.wake(GATEWAY, False)
+    host.rounds.wake(own(GATEWAY), False)
     await host.until(lambda: host.ground.audits == 2)
     host.plug(5)
-    await host.until(lambda: 5 in host.enrolment.ports)
+    await host.until(lambda: own(5) in host.enrolment.ports)
