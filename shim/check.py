@@ -53,6 +53,7 @@ def findings(config: Config) -> list[Finding]:
         *_datapaths(config),
         *_guard(config),
         *_accounts(config),
+        *_libraries(config),
         *backends(config),
         *_filters(config),
         *_rules(config),
@@ -232,6 +233,22 @@ def _accounts(config: Config) -> Iterator[Finding]:
         yield Finding("warn", f"only {files} open files allowed, {wanted} wanted", hint)
     else:
         yield Finding("ok", f"open files: {wanted} of {files if files >= 0 else 'any number'}")
+
+
+_LIBRARIES = {"libvirt": ("libvirt", "python3-libvirt"), "ovs": ("ovs.jsonrpc", "python3-openvswitch")}
+
+
+def _libraries(config: Config) -> Iterator[Finding]:
+    """What identity sources need of Debian's own: their children look for it with this very interpreter."""
+    for source in config.identity.sources:
+        if source not in _LIBRARIES:
+            continue
+        module, package = _LIBRARIES[source]
+        if _run([sys.executable, "-c", f"import {module}"])[0] == 0:
+            yield Finding("ok", f"{module.partition('.')[0]} for Python, for the identity source {source}")
+        else:
+            what = f"{module.partition('.')[0]} cannot be imported, which the identity source {source} needs"
+            yield Finding("fail", what, f"apt install {package}, and make the venv with --system-site-packages")
 
 
 def _filters(config: Config) -> Iterator[Finding]:

@@ -217,3 +217,17 @@ def test_text_sums_up(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     text.findings([("ok", "root", "")])
     assert capsys.readouterr().out.splitlines()[-1] == "this host is ready"
+
+
+@root
+@needs_root
+@pytest.mark.parametrize("source", ["libvirt", "ovs"])
+def test_the_library_that_an_identity_source_needs(tmp_path: Path, source: str) -> None:
+    config = f'[proxy]\nuser = "{USER}"\n[identity]\nsources = ["{source}"]\n'
+    _, found = check(tmp_path, config=config)
+    assert [f.level for f in matching(found, f"identity source {source}")] == ["ok"]
+    (tmp_path / f"{source}.py").write_text("raise ImportError")
+    code, found = check(tmp_path, f"export PYTHONPATH={tmp_path}", config=config)
+    assert code != 0
+    [fault] = matching(found, f"identity source {source}")
+    assert (fault.level, "apt install python3-" in fault.hint) == ("fail", True)

@@ -87,6 +87,12 @@ BAD = [
     ("identity.sources", '["file", "file"]'),
     ("identity.sources", '["fil"]'),
     ("identity.file", '"instances.toml"'),
+    ("identity.libvirt_uri", '"qemu:system"'),
+    ("identity.libvirt_uri", '"qemu:///system x"'),
+    ("identity.libvirt_state", '"run/libvirt/qemu"'),
+    ("identity.ovs", '"unix:db.sock"'),
+    ("identity.ovs", '"ssl:127.0.0.1:6640"'),
+    ("identity.ovs", '"tcp:127.0.0.1"'),
     ("proxy.workers", "0"),
     ("proxy.user", '""'),
     ("proxy.head_bytes", "1023"),
@@ -241,7 +247,7 @@ def test_load_says_which_file(tmp_path: Path) -> None:
 
 def test_settings_describe_every_field_once() -> None:
     found = settings()
-    assert len({s.name for s in found}) == len(found) == 57
+    assert len({s.name for s in found}) == len(found) == 60
     assert all(s.sentence.endswith(".") and s.type and s.default for s in found)
     ports = next(s for s in found if s.name == "datapath.max_ports")
     assert (ports.type, ports.default) == ("number 1 to 65535", "4096")
