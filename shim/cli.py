@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from shim import __version__, errors
-from shim.control import kv_verbs, policy_verbs, source_verbs, switch_verbs
+from shim.control import kv_verbs, policy_verbs, source_verbs, switch_verbs, why_verb
 from shim.control.arguments import (
     FOLLOW_SECONDS,
     InstanceOrTapType,
@@ -74,7 +74,7 @@ def cli(ctx: click.Context, config: Path | None, socket: Path | None) -> None:
     ctx.obj = Session(config, socket)
 
 
-for _verb in (*policy_verbs.VERBS, *switch_verbs.VERBS, *source_verbs.VERBS, *kv_verbs.VERBS):
+for _verb in (*policy_verbs.VERBS, *switch_verbs.VERBS, *source_verbs.VERBS, *kv_verbs.VERBS, *why_verb.VERBS):
     cli.add_command(_verb)
 
 

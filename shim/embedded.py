@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from shim.asks import Asks
 from shim.catalog import ALL, INSTANCE, NOTHING, Catalog
+from shim.core.ask import Ask
 from shim.core.exchange import Caller, Pending, Rendered, Request, Response
 from shim.core.instance import parse_instance
 from shim.errors import StoreError
@@ -134,18 +135,11 @@ class Embedded:
         return kept.response
 
     def _read(self, caller: Caller, entry: Entry, request: Request) -> Answer:
-        known = accept = None
-        for name, value in request.headers:
-            if name == b"if-none-match":
-                known = value
-            elif name == b"accept":
-                accept = value
-        if request.query or (accept is not None and b"text/event-stream" in accept):
-            wait = wait_of(request)
-            if isinstance(wait, Response):
-                return replace(wait, backend=EMBEDDED)
-            if wait is not None:
-                return self._wait(caller, entry, request, wait)
+        known, wait = _conditions(request)
+        if isinstance(wait, Response):
+            return wait
+        if wait is not None:
+            return self._wait(caller, entry, request, wait)
         return self._deliver(caller, entry, request, known, self._rendered(entry, request))
 
     def _rendered(self, entry: Entry, request: Request) -> Rendered:
@@ -171,7 +165,7 @@ class Embedded:
         look: Look | None = None,
     ) -> Response | Pending:
         """What is now, to one who may have it already. `look` says what is now, should it be used up meanwhile."""
-        if known is not None and rendered.etag and _matches(known, rendered.etag):
+        if _is_known(known, rendered):
             return _not_modified(rendered.response)
         if rendered.claims:
             return self._claimed(caller, request, rendered, look or (lambda now: self._rendered(now, request)))
@@ -223,6 +217,24 @@ class Embedded:
             return entry if isinstance(entry, Response) else look(entry)
         except (StoreError, Unready) as error:
             return self._failed(error)
+
+    # What would be, for who is not the guest.
+
+    def foresee(self, entry: Entry, request: Request) -> Rendered | Wait | Ask:
+        """What a request, whose body is whole, comes to as things are, with nothing claimed, kept, held or asked: an
+        answer, a wait or a stream (`Wait.sse`), or what the agent would be asked for. Raises StoreError, Unready."""
+        if self._catalog.is_old():
+            self.notice()
+        if request.method not in (b"GET", b"HEAD"):
+            ask = self._writing(entry, request)
+            return Rendered(ask) if isinstance(ask, Response) else ask
+        known, wait = _conditions(request)
+        if isinstance(wait, Response):
+            return Rendered(wait)
+        now = self._made(entry, request if wait is None else _asked(request))
+        if wait is not None and now.response.status == 200 and (wait.sse or not wait.is_over(now.etag)):
+            return wait
+        return Rendered(_not_modified(now.response)) if wait is None and _is_known(known, now) else now
 
     # Waiting.
 
@@ -295,17 +307,22 @@ class Embedded:
     # Writing.
 
     def _write(self, caller: Caller, entry: Entry, request: Request) -> Response | Pending:
-        view = self._catalog.view(entry)
-        ask = write_of(view, request)
-        if ask is None:
-            return replace(respond(view, request).response, backend=EMBEDDED)  # 405
+        ask = self._writing(entry, request)
         if isinstance(ask, Response):
-            return replace(ask, backend=EMBEDDED)
+            return ask
         pending = Pending()
         self._asks.ask(
             caller, ask, lambda outcome: pending.settle(replace(told(ask, outcome, request), backend=EMBEDDED))
         )
         return pending
+
+    def _writing(self, entry: Entry, request: Request) -> Ask | Response:
+        """What the agent is asked for, or the answer where it need not be."""
+        view = self._catalog.view(entry)
+        ask = write_of(view, request)
+        if ask is None:
+            return replace(respond(view, request).response, backend=EMBEDDED)  # 405
+        return replace(ask, backend=EMBEDDED) if isinstance(ask, Response) else ask
 
     async def _write_whole(self, caller: Caller, entry: Entry, request: Request) -> Response:
         """The same, of a request whose body is still to come: proxy.body_bytes is the most."""
@@ -322,6 +339,25 @@ class Embedded:
 def _something(_now: Rendered) -> Response:
     """Told to a stream, which looks for itself."""
     return _UNAVAILABLE
+
+
+def _conditions(request: Request) -> tuple[bytes | None, Wait | Response | None]:
+    """What a GET or HEAD says of what the guest has already: If-None-Match, and whether it waits for another state."""
+    known = accept = None
+    for name, value in request.headers:
+        if name == b"if-none-match":
+            known = value
+        elif name == b"accept":
+            accept = value
+    if not request.query and (accept is None or b"text/event-stream" not in accept):
+        return known, None
+    wait = wait_of(request)
+    return known, replace(wait, backend=EMBEDDED) if isinstance(wait, Response) else wait
+
+
+def _is_known(known: bytes | None, rendered: Rendered) -> bool:
+    """Whether the guest has it, as its If-None-Match says."""
+    return known is not None and bool(rendered.etag) and _matches(known, rendered.etag)
 
 
 def _matches(known: bytes, etag: str) -> bool:

@@ -1,10 +1,11 @@
 """What the agent and the proxy's workers say to each other: JSON lines over a Unix socket. PURE.
 
-Agent to worker: Keys and Table (the whole, at first), Put, Gone, Changed, Told, Finish. Worker to agent: Hello, Done (a
-Table, Put, Gone, Keys or Changed of that `number` is in force), Asked, Load, Totals, Usage, Backends. What is counted
-is told as sums since the worker began, so that nothing is lost with a message. The worker parses what guests send, so
-the agent believes none of it: its messages are bounded, carry numbers and the names of what is configured, one text,
-why an address of a backend is not well, and what a guest asks to have written (shim.core.ask), as opaque bytes.
+Agent to worker: Keys and Table (the whole, at first), Put, Gone, Changed, Told, Explain, Finish. Worker to agent:
+Hello, Done (a Table, Put, Gone, Keys or Changed of that `number` is in force), Asked, Explained, Load, Totals, Usage,
+Backends. What is counted is told as sums since the worker began, so that nothing is lost with a message. The worker
+parses what guests send, so the agent believes none of it: its messages are bounded, carry numbers and the names of what
+is configured, texts that are passed on to operators and no more (why an address of a backend is not well, and what a
+request would get: shim.core.prospect), and what a guest asks to have written (shim.core.ask), as opaque bytes.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import msgspec
 from msgspec import Meta
 
 from shim.core.ask import Ask, Outcome
+from shim.core.prospect import Course, Question
 from shim.http.limits import Limits
 from shim.settings import Forward, Http, Kv, Nova, Sources
 
 LINE_BYTES = 1 << 19
 """The longest line a worker may send: that of a value of 256 KiB, in base64."""
 
-PROTOCOL = 3
+PROTOCOL = 4
 """What this version speaks. A worker of another one, which a former agent left, is ended and another one started."""
 
 CODES = ("2xx", "3xx", "4xx", "5xx", "other")
@@ -130,6 +132,18 @@ class Told(msgspec.Struct, frozen=True, tag=True):
     outcome: Outcome
 
 
+class Explain(msgspec.Struct, frozen=True, tag=True):
+    """Say what a request of the entry's instance would get, with nothing of it happening.
+
+    `entry` of slot 0 is no slot's: the instance has no tap. `latched` are those of its `closed` that the guest closed.
+    """
+
+    number: int
+    entry: Entry
+    question: Question
+    latched: tuple[str, ...] = ()
+
+
 class Finish(msgspec.Struct, frozen=True, tag=True):
     """Accept no more, end what is begun within `grace` seconds, then exit."""
 
@@ -156,6 +170,13 @@ class Asked(msgspec.Struct, frozen=True, tag=True):
     slot: Number
     generation: Number
     ask: Ask
+
+
+class Explained(msgspec.Struct, frozen=True, tag=True):
+    """What an Explain of that number comes to, from the worker on."""
+
+    number: Number
+    course: Course
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -198,8 +219,8 @@ class Backends(msgspec.Struct, frozen=True, tag=True):
     addresses: Annotated[list[AddressHealth], Meta(max_length=64)]
 
 
-ToWorker = Table | Put | Gone | Keys | Changed | Told | Finish
-ToAgent = Hello | Done | Asked | Load | Totals | Usage | Backends
+ToWorker = Table | Put | Gone | Keys | Changed | Told | Explain | Finish
+ToAgent = Hello | Done | Asked | Explained | Load | Totals | Usage | Backends
 
 _encoder = msgspec.json.Encoder()
 _to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)

@@ -248,14 +248,14 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
 
     def _doubts(self, instance: UUID) -> list[str]:
         """Taps that are said to be an instance's, and are not enrolled as its."""
-        enrolment = self._enrolment
-        unheld = [
-            f"{enrolment.failures[place]}"
-            for place, found in enrolment.resolutions.items()
-            if found.instance == instance and place not in enrolment.ports and place in enrolment.failures
-        ]
-        claimed = (self._port_view(port) for port in enrolment.ports.values() if port.instance != instance)
-        return unheld + [f"{one.tap}: {one.conflict}" for one in claimed if str(instance) in one.conflict]
+        ports, failures = self._enrolment.ports, self._enrolment.failures
+        doubts = []
+        for place, found in self._enrolment.resolutions.items():
+            if found.instance == instance and place in failures and place not in ports:
+                doubts.append(f"a tap of it cannot be enrolled: {failures[place]}")
+            elif found.instance != instance and place in ports and str(instance) in found.conflict:
+                doubts.append(f"{ports[place].tap}: {found.conflict}")
+        return doubts
 
     async def events(self, after: int, wait: float) -> shapes.EventsView:
         return await self._journal.after(after, wait)

@@ -80,11 +80,16 @@ class Overlay:
         view = self._catalog.view(entry)
         return bool(view.sources) or (folded in _USER and has_user_data(view))
 
+    def refusal(self, request: Request) -> Response | None:
+        """What a guest gets that waits for what the backend is to answer."""
+        return _NO_WAIT if self.beside(request) is not None and wait_of(request) is not None else None
+
     async def answer(self, caller: Caller, request: Request, ask: Ask) -> Response:
         """The composition of what the backend answers and what the store has."""
+        refusal = self.refusal(request)
+        if refusal is not None:
+            return refusal
         beside = self.beside(request)
-        if beside is not None and wait_of(request) is not None:
-            return _NO_WAIT
         headers = tuple(one for one in request.headers if one[0] not in _LEFT_OUT)
         path, query = (request.path, request.query) if beside is None else (beside, b"")
         theirs = await settled(ask(Request(b"GET", path, query, headers)))

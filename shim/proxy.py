@@ -30,6 +30,8 @@ from shim.backends import Backends
 from shim.catalog import Catalog
 from shim.core.exchange import Caller, Request, Response, Subject
 from shim.core.policy import Access, Auto, Composition, Policy, Tokens
+from shim.core.prospect import Course, Prospect
+from shim.dry_run import DryRun
 from shim.embedded import Embedded
 from shim.forward.allowance import Allowance, Concurrency
 from shim.forward.identify import Entry, Table
@@ -64,7 +66,13 @@ class Worker:
         self._tally = Tally()
         self._access = AccessLog(access.sink(), task.access_rate)
         self._backends = backends
+        self._overlay = Overlay(self._catalog, self._embedded.hand)
+        self._opened = backends.open()
         self._service = self._wired()
+        self._dry_run = DryRun(
+            task, self.table, self._service, self._embedded, self._overlay, self._catalog, self._opened,
+            backends.upstreams,
+        )  # fmt: skip
         self.server: Server[Caller] = Server(
             self._service.handle, task.limits, self._admit, limit_key=lambda c: c.instance, observe=self._observe
         )
@@ -81,8 +89,8 @@ class Worker:
             Concurrency(task.forward.requests_per_instance),
             Subjects(self._reader.version, self._documented),
             self._embedded,
-            self._backends.open(),
-            Overlay(self._catalog, self._embedded.hand),
+            self._opened,
+            self._overlay,
         )
 
     def _still(self, caller: Caller, path: bytes) -> Entry | Response:
@@ -127,8 +135,20 @@ class Worker:
             self._embedded.changed()
         elif isinstance(message, feed.Told):
             self._asks.told(message)
+        elif isinstance(message, feed.Explain):
+            self._explain(message)
         else:
             self.finish(message.grace)
+
+    def _explain(self, message: feed.Explain) -> None:
+        try:
+            found = self._dry_run.explain(message, _entry(message.entry))
+        except Exception as error:  # the boundary of one question, which an operator asks
+            logger.exception("a request cannot be explained")
+            words = f"the worker failed at this ({type(error).__name__}): see its log"
+            found = feed.Explained(message.number, Course((), Prospect("unknown", words)))
+        if self._feed is not None:
+            self._feed.write(feed.encode(found))
 
     def _forget(self, owners: frozenset[tuple[int, int]]) -> None:
         """These owners of slots are gone."""
@@ -183,7 +203,7 @@ class Worker:
                 while line := await reader.readline():
                     message = feed.read_from_agent(line)
                     self.take(message)
-                    if not isinstance(message, feed.Finish | feed.Told):
+                    if not isinstance(message, feed.Finish | feed.Told | feed.Explain):
                         writer.write(feed.encode(feed.Done(message.number)))
             finally:
                 report.cancel()

@@ -23,6 +23,8 @@ from pathlib import Path
 import msgspec
 
 from shim import feed
+from shim.core.prospect import Course, Question
+from shim.inquiries import Inquiries
 from shim.usage import Ledger
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class Workers:
         self._task = task
         self._table = table
         self.ledger = ledger
+        self._inquiries = Inquiries()
         self._failed = failed
         self._asked = asked
         self._left = left
@@ -220,6 +223,8 @@ class Workers:
                 worker.progress.notify_all()
         elif isinstance(message, feed.Asked):
             self._asked(writer, message, partial(self._answer, worker, writer))
+        elif isinstance(message, feed.Explained):
+            self._inquiries.told(writer, message)
         elif isinstance(message, feed.Load):
             worker.connections, worker.requests = message.connections, message.requests
             worker.watches = message.watches
@@ -245,6 +250,16 @@ class Workers:
         """To the very connection that asked: the next one's questions have the same numbers."""
         if worker.writer is writer:
             self._send(worker, message)
+
+    async def explained(self, entry: feed.Entry, question: Question, latched: tuple[str, ...]) -> Course | None:
+        """What a worker says that a request would get, the first that answers; None if none does."""
+        for worker in self.all:
+            if worker.writer is not None:
+                send = partial(self._send, worker)
+                found = await self._inquiries.ask(worker.writer, send, entry, question, latched)
+                if found is not None:
+                    return found
+        return None
 
     def changed(self) -> int:
         """Tells all workers that the store changed."""

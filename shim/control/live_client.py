@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 from uuid import UUID
+
+import msgspec
 
 from shim.control import live_shapes as live
 from shim.control import shapes
 from shim.control.client import ACCEPT, Client, encoded, query
 from shim.errors import InputError
+
+if TYPE_CHECKING:
+    from shim.control.why_shapes import WhyView
 
 
 class LiveClient(Client):
@@ -39,6 +45,12 @@ class LiveClient(Client):
     def preview(self, instance: UUID) -> live.PreviewView:
         """What an instance would be given as user-data and vendor data now."""
         return self._get(f"/v1/instances/{instance}/userdata", live.PreviewView)
+
+    def why(self, instance: UUID, asked: Mapping[str, object]) -> WhyView:
+        """What a request would get, `asked` as the API has it."""
+        from shim.control.why_shapes import WhyView
+
+        return self._call("POST", f"/v1/instances/{instance}/why", msgspec.json.encode(asked), WhyView)
 
     def values(self, instance: UUID, prefix: str = "") -> dict[str, live.ValueView]:
         """The key of that name, or those below it; empty: all."""

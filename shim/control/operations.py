@@ -10,9 +10,11 @@ from msgspec import UNSET, UnsetType
 
 from shim.control import live_shapes as live
 from shim.control import shapes
+from shim.control.why_shapes import WhyView
 from shim.core.ask import Etags
 from shim.core.kv import Value
 from shim.core.policy import Access, Auto, Composition, Family, Policy, Routes, Tokens
+from shim.core.prospect import Question
 from shim.core.source import Scope, Source
 from shim.errors import ConflictError, InputError
 
@@ -112,6 +114,10 @@ class Operations(Protocol):
     async def preview(self, instance: UUID) -> live.PreviewView:
         """What any instance would be given as user-data and vendor data now. What cannot be composed or rendered is
         among the problems, and no error."""
+
+    async def why(self, instance: UUID, question: Question) -> WhyView:
+        """What a request of an instance's would get and which rules say so; nothing is sent, and nothing is used up.
+        Raises NotFoundError for an instance that is not known."""
 
     async def sources(self, scope: Scope | None, instance: UUID | None) -> list[live.SourceView]:
         """Those of a scope; or those of all scopes that an instance is in, but for the document's own and the

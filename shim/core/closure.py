@@ -79,6 +79,11 @@ def prefixes(closed: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one for each in closed for one in TOPICS.get(each, (each,))))
 
 
+def closing(folded: str, closed: Iterable[str]) -> str | None:
+    """The first of the prefixes and topics that a folded path is closed by."""
+    return next((one for one in closed if is_closed(folded, TOPICS.get(one, (one,)))), None)
+
+
 def is_closed(folded: str, prefixes: Iterable[str]) -> bool:
     """Whether a folded path is at or below one of the prefixes."""
     return any(prefix == WHOLE or folded == prefix or folded.startswith(prefix + "/") for prefix in prefixes)

@@ -51,6 +51,11 @@ class Allowance:
         self._younger[key] = full_at + self._interval
         return True
 
+    def has(self, instance: UUID, now: float) -> bool:
+        """Whether `take` would say yes. Nothing is taken."""
+        key = instance.int
+        return self._younger.get(key, self._elder.get(key, now)) - now <= self._slack
+
     def _turn(self, now: float) -> None:
         filling = self._slack + self._interval
         self._elder = self._younger if now < self._turn_at + filling else {}
@@ -79,6 +84,10 @@ class Concurrency:
             return False
         self._under_way[key] = begun + 1
         return True
+
+    def has_room(self, instance: UUID) -> bool:
+        """Whether one more might begin."""
+        return self._under_way.get(instance.int, 0) < self._limit
 
     def leave(self, instance: UUID) -> None:
         """One has ended."""

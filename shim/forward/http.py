@@ -10,7 +10,7 @@ from itertools import count
 from msgspec.structs import replace
 
 from shim.core.exchange import Headers, Pending, Request, Response, Subject
-from shim.forward.tag import NONCE_BYTES, Identity, clean
+from shim.forward.tag import NONCE_BYTES, SIGNATURE, Identity, clean
 from shim.forward.tagged import Tagged
 from shim.forward.upstream import Upstream
 
@@ -42,6 +42,11 @@ class Http:
         tagged = self._tagged(subject, request)
         assert tagged is not None  # _headers always gives some
         return self._upstream.ask(self._signed(subject, tagged) if self._signs else tagged)
+
+    def names(self, subject: Subject) -> tuple[str, ...] | Response:
+        """The headers by which it would be told who asks; what the guest gets where it is not asked at all."""
+        told = (*(name for name, _ in self._identity.headers(subject)), *((SIGNATURE,) if self._signs else ()))
+        return self._upstream.refusal or tuple(name.decode() for name in told)
 
     def _headers(self, subject: Subject, headers: Headers) -> Headers:
         return clean(headers, self._identity.names) + self._identity.headers(subject)

@@ -44,6 +44,13 @@ class Nova:
             return self._unknown
         return self._upstream.ask(tagged)
 
+    def names(self, subject: Subject) -> tuple[str, ...] | Response:
+        """The headers by which Nova would be told who asks; what the guest gets where it is not asked at all."""
+        told = nova_headers(subject, self._secret)
+        if told is None:
+            return self._unknown
+        return self._upstream.refusal or tuple(name.decode() for name, _ in told)
+
     def _headers(self, subject: Subject, headers: Headers) -> Headers | None:
         own = nova_headers(subject, self._secret)
         return None if own is None else clean(headers) + own

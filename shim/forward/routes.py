@@ -92,9 +92,20 @@ class Routes:
                 self._known[key] = known
         return known
 
+    def prefix(self, path: bytes, own: Own | None = None) -> str:
+        """The prefix that this is by, empty where there is none."""
+        found = longest(path, self._host if own is None else compiled(own))
+        return "" if isinstance(found, Response) else found.decode() or "/"
+
 
 def find(path: bytes, table: dict[bytes, str]) -> str | Response:
     """The backend of a path's longest prefix in a table as `compiled` makes it, or what the guest gets instead."""
+    prefix = longest(path, table)
+    return prefix if isinstance(prefix, Response) else table[prefix]
+
+
+def longest(path: bytes, table: dict[bytes, str]) -> bytes | Response:
+    """A path's longest prefix in such a table, or what the guest gets instead."""
     try:
         prefix = decode(path)
     except ValueError:
@@ -103,4 +114,4 @@ def find(path: bytes, table: dict[bytes, str]) -> str | Response:
         if not prefix:
             return NO_ROUTE
         prefix = prefix[: prefix.rfind(b"/")]
-    return table[prefix]
+    return prefix

@@ -143,6 +143,11 @@ class Upstream:
         pairs = ((endpoint.address.text, endpoint.health) for endpoint in self._endpoints)
         return [AddressState(text, h.state is not State.DOWN, h.why, h.since) for text, h in pairs]
 
+    @property
+    def refusal(self) -> Response | None:
+        """What requests get that are sent nowhere, as no address is up; None while one is."""
+        return None if self._preferred else self._unavailable
+
     # Requests.
 
     def ask(self, request: Request) -> Response | Pending:

@@ -16,8 +16,10 @@ import msgspec
 from shim.control import shapes
 from shim.control.api import Api
 from shim.control.operations import PolicyChange
+from shim.control.why_shapes import WhyView
 from shim.core.exchange import Request
 from shim.core.policy import Policy
+from shim.core.prospect import Prospect, Question, Rule
 from shim.errors import ConflictError, InputError, NotFoundError
 from tests.unit.control_memory_live import MemoryLive
 
@@ -48,6 +50,8 @@ class Memory(MemoryLive):
         self.used: dict[UUID, tuple[int, int, int]] = {ONE: (5, 2, 1)}
         self.keys = 2
         self.backends: list[shapes.BackendView] = []
+        self.questions: list[Question] = []
+        self.courses: dict[UUID, WhyView] = {}
 
     def _port(self, netns: str, tap: str) -> shapes.PortView:
         owner = self.taps[netns, tap]
@@ -144,6 +148,16 @@ class Memory(MemoryLive):
         self.policies[instance] = after
         self.note(who, instance, "policy")
         return self._policy(instance)
+
+    async def why(self, instance: UUID, question: Question) -> WhyView:
+        self._begin()
+        if instance not in self._known():
+            raise NotFoundError(f"no instance {instance}", "`metashim list` shows those that are known")
+        self.questions.append(question)
+        return self.courses.get(instance) or WhyView(
+            instance, question.family, question.method, question.target,
+            (Rule("tap", "identity", "no tap", decides=True),), Prospect("dropped", "nothing"),
+        )  # fmt: skip
 
     async def unlock(self, instance: UUID, prefix: str | None, *, who: str) -> shapes.UnlockedView:
         self._begin()
