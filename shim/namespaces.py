@@ -73,7 +73,9 @@ class Namespaces:
         """Enters what is wanted, and leaves what has gone or is wanted no more."""
         async with self._busy:
             there = named.names()
-            wanted = {name for name in there if self._is_wanted(name)}
+            named_by_sources = self._named_by_sources()
+            wanted = {name for name in there if name in named_by_sources or self._matches(name)}
+            wanted.discard(self._kernel.gateway.name)
             for name, entered in list(self._entered.items()):
                 if name not in wanted or entered.inode != there[name]:
                     await self._leave(name, unguarded=there.get(name) == entered.inode)
@@ -81,10 +83,8 @@ class Namespaces:
             for name in sorted(wanted - self._entered.keys()):
                 await self._try(name, there[name])
 
-    def _is_wanted(self, name: str) -> bool:
-        if name == self._kernel.gateway.name:
-            return False
-        return any(fnmatchcase(name, pattern) for pattern in self._patterns) or name in self._named_by_sources()
+    def _matches(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self._patterns)
 
     async def clean(self) -> None:
         """Removes what a former run left where this one has no taps to guard: a filter there would still stamp its

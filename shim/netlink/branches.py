@@ -83,7 +83,7 @@ class Branches:
         asked = Numbers(inside.entered)
         there = os.open(self._gateway.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            links = await inside.route.get_links(ifindex)
+            links = [link async for link in await inside.route.get_links(ifindex)]
             return bool(links[0].get_attr("IFLA_LINK_NETNSID") == asked.of(there))
         finally:
             os.close(there)

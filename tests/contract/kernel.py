@@ -1,4 +1,7 @@
-"""The real rig: see rig.py. One hypervisor for all tests, taps and ports of each test's own."""
+"""The real rig: see rig.py. One hypervisor for all tests, taps and ports of each test's own.
+
+An agent that is `abroad` lives in another network namespace than the taps.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,14 @@ from typing import Any, TypeVar
 from pyroute2 import AsyncIPRoute
 
 from shim.core.link import Place
-from shim.datapath import nft_rules
+from shim.datapath import base, nft_rules
 from shim.datapath.base import Datapath, Enrolled
 from shim.datapath.ebpf import Ebpf
 from shim.datapath.nft import Nft
+from shim.datapath.spread import Spread
 from shim.netlink import gateway
+from shim.netlink.branches import Branches
+from shim.netlink.inside import Inside as Rack
 from shim.netlink.nflog import NfLog
 from shim.netlink.nftables import Nftables
 from shim.netlink.tc import Filters
@@ -51,9 +57,13 @@ class Inside:
 class Hypervisor:
     """A lab whose own kernel says nothing on any link, with a gateway in which nobody answers."""
 
-    def __init__(self, lab: Lab, kind: str, pins: Path, addresses: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, lab: Lab, kind: str, pins: Path, addresses: tuple[str, ...] = (), *, abroad: bool = False
+    ) -> None:
         self.lab, self.kind, self.pins = lab, kind, pins
-        for namespace in (lab.host, lab.wire):
+        self.own = lab.namespace("own") if abroad else lab.host
+        self.netns = "rack" if abroad else ""
+        for namespace in {lab.host, lab.wire, self.own}:
             namespace.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
             namespace.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
         self.runner = asyncio.Runner()
@@ -62,12 +72,18 @@ class Hypervisor:
         self.route = self.run(self._open())
         self.link, _ = self.run(gateway.ensure(self.route, self.gateway))
         self.inside = Inside(self.gateway.path)
+        self.branches = Branches(self.gateway)
+        self.rack = self.run(self._enter_rack()) if abroad else None
+        self.service_link = "gw1" if abroad else "gw0"
+
+    async def _enter_rack(self) -> Rack:
+        return Rack(self.netns, self.lab.host.path)
 
     async def _open(self) -> AsyncIPRoute:
         return AsyncIPRoute()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        with self.lab.host.enter():
+        with self.own.enter():
             return self.runner.run(coroutine)
 
     def datapath(self) -> Datapath:
@@ -75,25 +91,40 @@ class Hypervisor:
         if self.kind == "nft":
             settings = replace(NFT_SETTINGS, table=nft_rules.table_name(self.gateway.name))
             made: Datapath = Nft(Nftables(settings.table), NfLog(settings.group), settings)
+            if self.rack is not None:
+                made = Spread(made, lambda inside: _nft_in(inside, settings))
         else:
             made = Ebpf(Filters(self.route), self.pins, SETTINGS, MAX_PORTS, FLOWS)
         self.run(made.open(self.link))
+        if self.rack is not None:
+            self.run(made.join(self.rack, self.run(self.branches.ensure(self.rack))))
         return made
 
     def close(self) -> None:
+        self.run(self._close_rack())
         self.run(gateway.remove(self.route, self.gateway))
         self.run(self._close_route())
         self.runner.close()
+
+    async def _close_rack(self) -> None:
+        self.branches.close()
+        if self.rack is not None:
+            self.rack.close()
+            await asyncio.sleep(0)
 
     async def _close_route(self) -> None:
         self.route.close()
         await asyncio.sleep(0)
 
 
+def _nft_in(inside: base.Inside, settings: nft_rules.Settings) -> Nft:
+    return Nft(inside.table(settings.table), inside.logs(settings.group), settings, inside.link_name)
+
+
 @contextlib.contextmanager
-def hypervisor(kind: str, pins: Path) -> Iterator[Hypervisor]:
+def hypervisor(kind: str, pins: Path, *, abroad: bool = False) -> Iterator[Hypervisor]:
     with Lab() as lab:
-        made = Hypervisor(lab, kind, pins)
+        made = Hypervisor(lab, kind, pins, abroad=abroad)
         try:
             yield made
         finally:
@@ -109,8 +140,9 @@ class KernelRig:
         self.datapath = host.datapath()  # its slots are emptied by the first look, as their taps have gone
         self.taps = {name: self._plug(name) for name in TAPS}
         self._wires = [host.lab.capture("uplink", host.lab.wire), host.lab.capture("br0")]
-        self._gateway = Wire(host.inside, "gw0", incoming=True)  # type: ignore[arg-type]
-        self._service = Wire(host.inside, "gw0")  # type: ignore[arg-type]
+        self.netns = host.netns
+        self._gateway = Wire(host.inside, host.service_link, incoming=True)  # type: ignore[arg-type]
+        self._service = Wire(host.inside, host.service_link)  # type: ignore[arg-type]
         self._behind: list[Frame] = []
 
     def _plug(self, name: str) -> TapGuest:
@@ -126,8 +158,8 @@ class KernelRig:
         former = self.taps[tap].ifindex
         self.taps[tap].close()
         self.taps[tap] = self._plug(tap)
-        with self.host.lab.host.enter():
-            self.datapath.detached(Place("", former))  # as the agent does when it hears of it
+        with self.host.own.enter():
+            self.datapath.detached(Place(self.netns, former))  # as the agent does when it hears of it
 
     def restart(self) -> list[Enrolled]:
         self.datapath.close()

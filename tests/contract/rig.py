@@ -53,6 +53,7 @@ class Rig(Protocol):
     """What the contract's tests do and see. Taps are "a", "b" and, never guarded, "c"."""
 
     datapath: Datapath
+    netns: str
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Calls the datapath."""
@@ -110,7 +111,7 @@ class Bench:
             self._generations[slot] = generation
         else:
             generation = former.generation
-        port = Port(slot, generation, ifindex, f"tap{tap}", "", whose, policy or Policy())
+        port = Port(slot, generation, ifindex, f"tap{tap}", self.rig.netns, whose, policy or Policy())
         self.rig.run(self.rig.datapath.ensure(port))
         self.ports[tap] = port
         return port
@@ -166,6 +167,8 @@ class Bench:
 
 class FakeRig:
     """The datapath in memory. What passes is only noted: there is no bridge that would flood it."""
+
+    netns = ""
 
     def __init__(self) -> None:
         self.datapath = Fake(SETTINGS, time.monotonic_ns)
