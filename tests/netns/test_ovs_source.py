@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import time
+from functools import partial
 from uuid import UUID
 
 import pytest
 
 from shim.core.link import Link
+from shim.identity import child
 from tests.netns.followed import Source, children, following, ids, memory, quietly, run, tap
 from tests.netns.hypervisor import uuid_of
 from tests.netns.ovsdb_server import BRIDGE, OvsdbServer
@@ -242,8 +244,9 @@ def test_a_storm_of_ports_ends_as_it_should(ovsdb):
     run(steps())
 
 
-def test_killed_under_changes(ovsdb):
+def test_killed_under_changes(ovsdb, monkeypatch):
     """kill -9 of the child twenty times: nobody's identity goes meanwhile, and no change is lost."""
+    monkeypatch.setattr(child, "BACKOFF_SECONDS", (0.05,))
 
     async def steps() -> None:
         ovsdb.plug_many({"steady": ids(1)} | {tap(n): ids(n) for n in range(2, 200)})
@@ -251,21 +254,22 @@ def test_killed_under_changes(ovsdb):
             await source.is_of("steady", uuid_of(1))
             wrong: list[str] = []
             task = asyncio.create_task(_watch_steady(source, wrong))
+            killed: set[int] = set()
             for number in range(20):
-                ovsdb.say(tap(5), vm_uuid=str(uuid_of(1000 + number)))
-                pids = children()
-                for pid in pids:
-                    os.kill(pid, signal.SIGKILL)
-                ovsdb.say(tap(6), vm_uuid=str(uuid_of(2000 + number)))
-                if number % 7 == 6:
+                await source.until(lambda: set(children()) - killed, "another child")
+                await quietly(partial(ovsdb.say, tap(5), vm_uuid=str(uuid_of(1000 + number))))
+                await asyncio.sleep(0.03 * (number % 10))
+                (pid,) = children()
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+                await quietly(partial(ovsdb.say, tap(6), vm_uuid=str(uuid_of(2000 + number))))
+                if number % 5 == 4:
                     await source.is_of(tap(6), uuid_of(2000 + number))
                     assert source.who(tap(5)) == uuid_of(1000 + number)
-                else:
-                    await asyncio.sleep(0.02 * number)
             await source.is_of(tap(6), uuid_of(2019))
             assert source.who(tap(5)) == uuid_of(1019)
             task.cancel()
-            assert wrong == []
+            assert (len(killed), wrong) == (20, [])
             await source.well()
 
     run(steps())
@@ -275,7 +279,7 @@ async def _watch_steady(source: Source, wrong: list[str]) -> None:
     while True:
         if source.who("steady") != uuid_of(1):
             wrong.append(f"{source.who('steady')} at {time.time()}")
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
 
 
 def test_memory_after_ten_thousand_changes(ovsdb):
@@ -301,10 +305,10 @@ def test_memory_after_ten_thousand_changes(ovsdb):
                         )
                     )  # fmt: skip
 
-            await quietly(lambda: change(10))
+            await quietly(partial(change, 10))
             await source.is_of(tap(249), uuid_of(251))
             before = memory("self"), memory(source.pid)
-            await quietly(lambda: change(40))
+            await quietly(partial(change, 40))
             await source.is_of(tap(249), uuid_of(251))
             ovsdb.plug("last", uuid_of(9))
             await source.is_of("last", uuid_of(9))
