@@ -21,7 +21,8 @@ demo: ## two guests with one address, each with its own metadata; shuts one off 
 	@$(PYTHON) -m demo.run --datapath $(DATAPATH)
 
 test: ## every test tier (TESTS=tests/unit for some of them)
-	@./setup.sh curl wget busybox haproxy nginx openssl cloud-init openvswitch-switch python3-openvswitch
+	@./setup.sh curl wget busybox haproxy nginx openssl cloud-init openvswitch-switch python3-openvswitch \
+		libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients python3-libvirt qemu-system-x86
 	@tests/nova/install.sh || echo "make test: without the real Nova: its tests cannot run" >&2
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root: the kernel tiers will be skipped" >&2; fi
 	@$(PYTHON) -m pytest $(TESTS)

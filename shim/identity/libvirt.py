@@ -201,18 +201,24 @@ class StateFiles:
         """A file that is as it was is not read again. One that just went has nothing to say."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                return self._open_file(path, fd)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return (), Reading()
         except OSError as error:
             return (), Reading(fault=f"{path}: {error.strerror}")
-        with os.fdopen(fd, "rb") as file:
-            found = os.fstat(fd)
-            stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-            known = self._known.get(path.name)
-            if known is not None and known[0] == stamp:
-                return known
-            if not stat.S_ISREG(found.st_mode):
-                return stamp, Reading(fault=f"{path}: it is no file")
+
+    def _open_file(self, path: Path, fd: int) -> tuple[Stamp, Reading]:
+        found = os.fstat(fd)
+        stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        known = self._known.get(path.name)
+        if known is not None and known[0] == stamp:
+            return known
+        if not stat.S_ISREG(found.st_mode):
+            return stamp, Reading(fault=f"{path}: it is no file")
+        with os.fdopen(fd, "rb", closefd=False) as file:
             return stamp, _reading(path, file.read(XML_MAX + 1))
 
 
