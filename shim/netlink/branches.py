@@ -3,7 +3,7 @@
     <netns>:  <name>0  ══ veth ══  gw<n> :gateway namespace <name>
               to_instance          service addresses; a route to each slot of that namespace's taps
 
-The other ends have the host's name, and the number LINK_BASE + n. All slots are routed to the host's link gw0 but those
+The other ends have the host's name, and the number `base` + n (gateway.py). All slots are routed to the host's link gw0 but those
 that `lead` was called for.
 """
 
@@ -19,13 +19,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 from shim.core.link import OWN_NETNS
 from shim.errors import KernelError
 from shim.netlink import gateway as gateways
-from shim.netlink.gateway import GATEWAY_MAC, HOST_MAC, LINK_BASE, NEIGHBOUR_V4, NEIGHBOUR_V6, Gateway
+from shim.netlink.gateway import BRANCHES, GATEWAY_MAC, HOST_MAC, NEIGHBOUR_V4, NEIGHBOUR_V6, Gateway
 from shim.netlink.inside import Inside, netlink_in
 from shim.netlink.nsid import Numbers
 from shim.netlink.tc import kernel_errors
 
 GONE = (errno.ESRCH, errno.ENODEV, errno.ENOENT)
-LINKS_MAX = 1 << 16
 
 
 class Branches:
@@ -58,7 +57,7 @@ class Branches:
         """Makes the link of a namespace; the number of its end there. Idempotent."""
         with kernel_errors(f"cannot link the namespace {inside.netns} to the gateway"):
             number = await self._standing(inside) or await self._make(inside)
-            ifindex = LINK_BASE + number
+            ifindex = self._gateway.base + number
             with inside.entered():
                 gateways.set_sysctl(f"net/ipv6/conf/{self._gateway.link}/disable_ipv6", 1)
             await inside.route.link("set", index=ifindex, state="up", arp=False)
@@ -73,8 +72,8 @@ class Branches:
         found = await inside.route.link_lookup(ifname=self._gateway.link)
         if not found:
             return 0
-        number = found[0] - LINK_BASE
-        if 0 < number < LINKS_MAX and await self._leads_here(inside, found[0]):
+        number = found[0] - self._gateway.base
+        if 0 < number < BRANCHES and await self._leads_here(inside, found[0]):
             return int(number)
         await inside.route.link("del", index=found[0])
         return 0
@@ -90,21 +89,26 @@ class Branches:
             asked.close()
 
     async def _make(self, inside: Inside) -> int:
+        self._forget(inside.netns)
         taken = {link.get_attr("IFLA_IFNAME") async for link in await self._inside().get_links()}
-        number = next(n for n in range(1, LINKS_MAX) if _name(n) not in taken)
+        number = next(n for n in range(1, BRANCHES) if _name(n) not in taken)
         peer = {"ifname": _name(number), "net_ns_fd": self._gateway.name, "address": GATEWAY_MAC}
         await inside.route.link(
-            "add", ifname=self._gateway.link, index=LINK_BASE + number, kind="veth", address=HOST_MAC, peer=peer
+            "add", ifname=self._gateway.link, index=self._gateway.base + number, kind="veth", address=HOST_MAC, peer=peer
         )
         return number
 
     async def remove(self, inside: Inside) -> None:
         """Removes the link of a namespace; with it go the routes by it."""
-        self._numbers.pop(inside.netns, None)
-        self._led = {slot: netns for slot, netns in self._led.items() if netns != inside.netns}
+        self._forget(inside.netns)
         with kernel_errors(f"cannot remove the link of the namespace {inside.netns}"):
             for ifindex in await inside.route.link_lookup(ifname=self._gateway.link):
                 await _unless_gone(inside.route.link("del", index=ifindex))
+
+    def _forget(self, netns: str) -> None:
+        """Its link has gone, and with it every route by it."""
+        self._numbers.pop(netns, None)
+        self._led = {slot: other for slot, other in self._led.items() if other != netns}
 
     async def learn(self) -> None:
         """Which slots an earlier run led where: a link that is none of this run's leads nowhere that is wanted."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -25,12 +26,11 @@ from shim.netlink import inside
 from shim.netlink.tc import kernel_errors
 
 GATEWAY_LINK = "gw0"
+LINK_NUMBERS, BRANCHES = 1 << 30, 1 << 16
+"""Where the numbers of gateway links begin, and how many of them one gateway may have."""
+
 GATEWAY_MAC = "02:00:a9:fe:a9:fe"
 """The same as SERVICE_MAC in rules/bpf/lib/abi.h: what frames for the gateway are addressed to."""
-
-LINK_BASE = 0x6D000000
-"""The number of the host's end; those in other namespaces have the next ones (branches.py). No two are the same, and all
-are far from what the kernel gives out, so what is sent to the wrong namespace's end goes nowhere."""
 
 HOST_MAC = "02:00:00:00:00:01"
 NEIGHBOUR_V4 = "100.127.255.254"
@@ -60,6 +60,12 @@ class Gateway:
     def link(self) -> str:
         """The host's end of the link."""
         return f"{self.name}0"
+
+    @property
+    def base(self) -> int:
+        """The number of the host's end; those in other namespaces have the next ones (branches.py). No two are the same,
+        and all are far from what the kernel gives out, so what is sent to the wrong namespace's end goes nowhere."""
+        return LINK_NUMBERS + (zlib.crc32(self.name.encode()) & 0x3FFF) * BRANCHES
 
     def slot_address(self, slot: int, family: int) -> str:
         """What a slot is stamped with, as a route's destination."""
@@ -99,7 +105,7 @@ async def _ensure_link(route: AsyncIPRoute, gateway: Gateway) -> int:
     with kernel_errors(f"cannot make the link {gateway.link}"):
         try:
             peer = {"ifname": GATEWAY_LINK, "net_ns_fd": gateway.name, "address": GATEWAY_MAC}
-            await route.link("add", ifname=gateway.link, index=LINK_BASE, kind="veth", address=HOST_MAC, peer=peer)
+            await route.link("add", ifname=gateway.link, index=gateway.base, kind="veth", address=HOST_MAC, peer=peer)
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise
