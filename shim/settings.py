@@ -25,7 +25,8 @@ SLOTS_V6 = ipaddress.IPv6Network("fd6d:7368:696d::/96")
 """The addresses that ports are stamped with inside the gateway namespace."""
 
 ROUTE_PATTERN = r"^/([A-Za-z0-9._~-]+/)*([A-Za-z0-9._~-]+/?)?\Z"
-OVSDB_PATTERN = r"^(unix:/[^\x00\n]+|tcp:(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z.-]+):[0-9]{1,5})\Z"
+OVSDB_PATTERN = r"^(unix:/[^\x00\n]+|(tcp|ssl):(\[[0-9a-fA-F:.]+\]|[0-9A-Za-z.-]+):[0-9]{1,5})\Z"
+PORT_MAX = 65535
 HEADER_PATTERN = r"^[A-Za-z0-9-]{1,64}\Z"  # without _, which WSGI servers take for -
 
 HEADERS_TAKEN = frozenset(
@@ -249,11 +250,16 @@ class Identity(Section, frozen=True):
             pattern=OVSDB_PATTERN,
             max_length=4096,
             description="The Open vSwitch database that the source `ovs` follows: "
-            "`unix:<absolute path>` or `tcp:<address>:<port>`.",
+            "`unix:<absolute path>`, `tcp:<host>:<port>` or `ssl:<host>:<port>`.",
         ),
     ] = "unix:/run/openvswitch/db.sock"
+    ovs_tls: Annotated[
+        AbsolutePath, Meta(description="Folder of `key.pem`, `cert.pem` and `ca.pem`, for an `ssl:` database.")
+    ] = "/etc/metashim/ovs"
 
     def __post_init__(self) -> None:
+        if not self.ovs.startswith("unix:") and int(self.ovs.rpartition(":")[2]) > PORT_MAX:
+            raise ValueError(f"ovs: no port is above {PORT_MAX}")
         if len(set(self.sources)) != len(self.sources):
             raise ValueError("sources: the same source twice")
 

@@ -36,7 +36,7 @@ def _source(name: str, config: Config, store: Store) -> Source:
     if name == "libvirt":
         return Child("libvirt", "shim.identity.libvirt", config.identity.libvirt_uri, config.identity.libvirt_state)
     if name == "ovs":
-        return Child("ovs", "shim.identity.ovs", config.identity.ovs)
+        return Child("ovs", "shim.identity.ovs", config.identity.ovs, config.identity.ovs_tls)
     return Alias()
 
 

@@ -1,4 +1,4 @@
-"""Open vSwitch as the origin of identity: a child of the agent's, `python -m shim.identity.ovs REMOTE`.
+"""Open vSwitch as the origin of identity: a child of the agent's, `python -m shim.identity.ovs REMOTE [TLS]`.
 
 It follows the interfaces in the database (`ovsdb`), reads what they say (`external_ids`) and says on standard output
 what is new of it (`said`).
@@ -71,15 +71,16 @@ def _await_library(speaker: Speaker) -> None:
             importlib.invalidate_caches()
 
 
-def main(remote: str) -> None:
-    """Never returns: the speaker ends the process with the agent's."""
+def main(remote: str, tls: str = "") -> None:
+    """Follows `remote`, with what is in the folder `tls` if it is one of ssl:. Never returns: the speaker ends the
+    process with the agent's."""
     speaker = Speaker(capabilities(remote))
     _await_library(speaker)
     from ovs.poller import Poller
 
     from shim.identity.ovsdb import Follower
 
-    follower, poller = Follower(remote), Poller()
+    follower, poller = Follower(remote, tls), Poller()
     telling = Telling(follower)
     while True:
         follower.run()

@@ -43,10 +43,8 @@ class _Reconnect(ovs.reconnect.Reconnect):  # type: ignore[misc]
     def disconnected(self, now: float, error: int) -> None:
         if error > 0:
             self.why = os.strerror(error)
-        elif error == ovs.jsonrpc.EOF:
-            self.why = "it closed the connection"
-        elif self.state is not ovs.reconnect.Reconnect.Reconnect:  # which is by `_give_up`, who says why
-            self.why = "it does not answer"
+        else:
+            self.why = "it closed the connection" if error == ovs.jsonrpc.EOF else "it does not answer"
         super().disconnected(now, error)
 
 
@@ -57,11 +55,12 @@ def _whole_characters(recv: Callable[[int], tuple[int, bytes]]) -> Callable[[int
     decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read(size: int) -> tuple[int, bytes]:
-        error, data = recv(size)
-        if error or not data:
-            return error, data
-        whole = decoder.decode(data).encode()
-        return (0, whole) if whole else (errno.EAGAIN, b"")
+        while True:
+            error, data = recv(size)
+            if error or not data:
+                return error, data
+            if whole := decoder.decode(data).encode():
+                return 0, whole
 
     return read
 
@@ -69,7 +68,13 @@ def _whole_characters(recv: Callable[[int], tuple[int, bytes]]) -> Callable[[int
 class Follower:
     """`interfaces` is the table as last read; `read` whether it is as the server has it now, `ever` whether it was."""
 
-    def __init__(self, remote: str) -> None:
+    def __init__(self, remote: str, tls: str = "") -> None:
+        """`remote` as the library takes it: `unix:PATH`, `tcp:HOST:PORT` or `ssl:HOST:PORT`, which needs `tls`, the
+        folder of its `key.pem`, `cert.pem` and `ca.pem`."""
+        if remote.startswith("ssl:"):
+            ovs.stream.Stream.ssl_set_private_key_file(f"{tls}/key.pem")
+            ovs.stream.Stream.ssl_set_certificate_file(f"{tls}/cert.pem")
+            ovs.stream.Stream.ssl_set_ca_cert_file(f"{tls}/ca.pem")
         self.interfaces = Interfaces()
         self.read = self.ever = False
         self._remote = remote
@@ -130,10 +135,11 @@ class Follower:
             self.interfaces.update(_table(message.params[1]))
 
     def _give_up(self, why: str) -> None:
-        """Lets go of the connection, to begin anew."""
+        """Lets go of the connection, or of one that is being made, to begin anew after a rest."""
         self.read = False
+        self._session.close()
+        self._reconnect.connect_failed(ovs.timeval.msec(), errno.EPROTO)
         self._reconnect.why = why
-        self._session.force_reconnect()
 
     @property
     def trouble(self) -> str:

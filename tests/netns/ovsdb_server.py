@@ -29,13 +29,13 @@ ROWS_AT_ONCE = 1000
 
 
 class OvsdbServer:
-    """Runs within the `with`. `remote` is how it is reached; `more` are further listeners (`ptcp:...`)."""
+    """Runs within the `with`. `remote` is how it is reached; `options` are further ones of ovsdb-server's."""
 
-    def __init__(self, *more: str) -> None:
+    def __init__(self, *options: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ovsdb-"))
         self.socket = self.folder / "db.sock"
         self.remote = f"unix:{self.socket}"
-        self._more = more
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = 0
 
@@ -65,7 +65,7 @@ class OvsdbServer:
         """Start it, again after `kill`, and wait until it takes connections."""
         self._process = subprocess.Popen(
             [
-                "ovsdb-server", f"--remote=punix:{self.socket}", *(f"--remote={one}" for one in self._more),
+                "ovsdb-server", f"--remote=punix:{self.socket}", *self._options,
                 f"--unixctl={self.folder / 'ctl'}", "-vconsole:off", self.folder / "conf.db",
             ],
             stdin=subprocess.DEVNULL,

@@ -7,8 +7,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from shim.identity.ovs import NO_LIBRARY
 from shim.identity.said import decode
@@ -75,14 +78,54 @@ def test_an_owner_of_the_socket_that_is_not_root(ovsdb):
         assert child.wait(5) == 0
 
 
-def test_over_tcp():
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    with OvsdbServer(f"ptcp:{port}:127.0.0.1") as ovsdb:
+        return int(sock.getsockname()[1])
+
+
+def test_over_tcp():
+    port = free_port()
+    with OvsdbServer(f"--remote=ptcp:{port}:127.0.0.1") as ovsdb:
         ovsdb.plug("tap1", uuid_of(1))
         with started("-m", MODULE, f"tcp:127.0.0.1:{port}") as child:
             assert [claim.tap for claim in decode(child.stdout.readline()).claims] == ["tap1"]
+
+
+@pytest.fixture
+def pki(tmp_path) -> Path:
+    """Two strangers, each with a certificate that only it trusts."""
+    for name in ("ours", "others"):
+        folder = tmp_path / name
+        folder.mkdir()
+        words = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name}"
+        files = ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
+        subprocess.run(["openssl", *words.split(), *files], check=True, capture_output=True)
+        (folder / "ca.pem").write_bytes((folder / "cert.pem").read_bytes())
+    return tmp_path
+
+
+def test_over_tls(pki):
+    """Who is not trusted, or has no key, is told in words and rests between its tries."""
+    port, ours = free_port(), pki / "ours"
+    files = {"private-key": "key.pem", "certificate": "cert.pem", "ca-cert": "ca.pem"}
+    options = [f"--{option}={ours / name}" for option, name in files.items()]
+    with OvsdbServer(f"--remote=pssl:{port}:127.0.0.1", *options) as ovsdb:
+        ovsdb.plug("tap1", uuid_of(1))
+        remote = f"ssl:127.0.0.1:{port}"
+        with started("-m", MODULE, remote, str(ours)) as child:
+            assert [claim.tap for claim in decode(child.stdout.readline()).claims] == ["tap1"]
+        for folder, word in ((pki / "others", "CERTIFICATE_VERIFY_FAILED"), (pki / "nowhere", "No such file")):
+            with started("-m", MODULE, remote, str(folder)) as child:
+                assert word in decode(child.stdout.readline()).trouble
+                began = processor_seconds(child.pid)
+                time.sleep(2)
+                assert processor_seconds(child.pid) - began < 0.5
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_without_the_library():

@@ -91,8 +91,10 @@ BAD = [
     ("identity.libvirt_uri", '"qemu:///system x"'),
     ("identity.libvirt_state", '"run/libvirt/qemu"'),
     ("identity.ovs", '"unix:db.sock"'),
-    ("identity.ovs", '"ssl:127.0.0.1:6640"'),
+    ("identity.ovs", '"ptcp:6640"'),
+    ("identity.ovs", '"ssl:127.0.0.1:65536"'),
     ("identity.ovs", '"tcp:127.0.0.1"'),
+    ("identity.ovs_tls", '"ovs"'),
     ("proxy.workers", "0"),
     ("proxy.user", '""'),
     ("proxy.head_bytes", "1023"),
@@ -247,7 +249,7 @@ def test_load_says_which_file(tmp_path: Path) -> None:
 
 def test_settings_describe_every_field_once() -> None:
     found = settings()
-    assert len({s.name for s in found}) == len(found) == 60
+    assert len({s.name for s in found}) == len(found) == 61
     assert all(s.sentence.endswith(".") and s.type and s.default for s in found)
     ports = next(s for s in found if s.name == "datapath.max_ports")
     assert (ports.type, ports.default) == ("number 1 to 65535", "4096")
