@@ -10,8 +10,9 @@ writes into its `external_ids` (vswitchd.conf.db(5) lists them):
     project-id, neutron:project-id   the project, for who writes that
 
 With Nova's hybrid plug the interface is not the guest's tap: that is in a bridge of its own, which a veth pair joins
-to Open vSwitch (tapX, qbrX, qvbX and qvoX; X are the first 11 characters of the port's id). An interface that is
-named so claims the tap beside itself, and whichever of the two is guarded is the instance's.
+to Open vSwitch (tapX, qbrX, qvbX and qvoX; X are the first 11 characters of the port's id). What an interface that is
+named so says is said of that tap, and of it alone: one guest on two links would be two ports, and what libvirt says
+of the tap a disagreement.
 """
 
 from __future__ import annotations
@@ -54,10 +55,12 @@ class _Change(msgspec.Struct, frozen=True):
 
 
 class Reading(NamedTuple):
-    """What one interface says: a claim if it names an instance, and what is wrong with it and what to do."""
+    """What one interface says: a claim if it names an instance, and what is wrong with it and what to do. The tap of a
+    claim may be `derived` from the port's id: then it is not the interface itself."""
 
     claim: Claim | None = None
     trouble: str = ""
+    derived: bool = False
 
 
 NOTHING = Reading()
@@ -76,15 +79,23 @@ def claim_of(name: str, ids: Mapping[str, str]) -> Reading:
     except ValueError as error:
         return Reading(None, f"interface {name}: {error}: it is nobody's until that is corrected")
     wrong: list[str] = []
+    tap = _tap_of(name, ids.get(PORT_KEY, ""))
     project_key = next((key for key in PROJECT_KEYS if ids.get(key)), PROJECT_KEYS[0])
     claim = Claim(
-        tap=name,
+        tap=tap,
         instance=instance,
         project=_kept(parse_project, project_key, ids.get(project_key, ""), wrong),
         port=plain(ids.get(PORT_KEY, ""), PORT_CHARACTERS),
         mac=_kept(parse_mac, MAC_KEY, ids.get(MAC_KEY, "").lower(), wrong),
     )
-    return Reading(claim, f"interface {name}: {'; '.join(wrong)}: left out until corrected" if wrong else "")
+    trouble = f"interface {name}: {'; '.join(wrong)}: left out until corrected" if wrong else ""
+    return Reading(claim, trouble, derived=tap != name)
+
+
+def _tap_of(name: str, port: str) -> str:
+    """The guest's tap behind an interface: itself, unless the hybrid plug put it between."""
+    start = port[:HYBRID_CHARACTERS]
+    return TAP + start if len(start) == HYBRID_CHARACTERS and name == HYBRID + start else name
 
 
 def _may_be_link(name: str) -> bool:
@@ -119,21 +130,13 @@ def _shown(value: str) -> str:
     return ascii(value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "...")
 
 
-def hybrid_of(claim: Claim) -> Claim | None:
-    """The same claim for the guest's tap, where `claim` is for what the hybrid plug put between."""
-    port = claim.port[:HYBRID_CHARACTERS]
-    if len(port) < HYBRID_CHARACTERS or claim.tap != HYBRID + port:
-        return None
-    return msgspec.structs.replace(claim, tap=TAP + port)
-
-
 @dataclass
 class Interfaces:
     """The table Interface as far as it was read, by the rows' uuids, and what was told of it."""
 
     _troubles: dict[str, str] = field(default_factory=dict)  # by row, or by tap
-    _taps: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by row: for which it has claims
-    _claims: dict[str, dict[str, tuple[int, Claim]]] = field(default_factory=dict)  # by tap and row: how sure, what
+    _taps: dict[str, str] = field(default_factory=dict)  # by row: for which it has a claim
+    _claims: dict[str, dict[str, tuple[bool, Claim]]] = field(default_factory=dict)  # by tap and row: derived, claim
     _told: dict[str, Claim] = field(default_factory=dict)  # by tap
     _touched: set[str] = field(default_factory=set)
     _left_out: int = 0
@@ -156,25 +159,24 @@ class Interfaces:
         self._put(read)
 
     def _put(self, read: Mapping[str, Reading]) -> None:
-        for row, (claim, trouble) in read.items():
+        for row, (claim, trouble, derived) in read.items():
             if trouble:
                 self._troubles[row] = trouble
-            if claim is None:
-                continue
-            claims = [claim, *filter(None, [hybrid_of(claim)])]
-            self._taps[row] = tuple(one.tap for one in claims)
-            for sureness, one in enumerate(claims):
-                self._claims.setdefault(one.tap, {})[row] = sureness, one
-                self._touched.add(one.tap)
+            if claim is not None:
+                self._taps[row] = claim.tap
+                self._claims.setdefault(claim.tap, {})[row] = derived, claim
+                self._touched.add(claim.tap)
 
     def _take_out(self, row: str) -> None:
         self._troubles.pop(row, None)
-        for tap in self._taps.pop(row, ()):
-            claims = self._claims[tap]
-            del claims[row]
-            if not claims:
-                del self._claims[tap]
-            self._touched.add(tap)
+        tap = self._taps.pop(row, None)
+        if tap is None:
+            return
+        claims = self._claims[tap]
+        del claims[row]
+        if not claims:
+            del self._claims[tap]
+        self._touched.add(tap)
 
     def news(self) -> tuple[tuple[Claim, ...], tuple[Key, ...]]:
         """What to tell, once: the claims that are new or changed since the last call, and whose taps have none now."""
@@ -195,17 +197,15 @@ class Interfaces:
         return tuple(claims), tuple(("", tap) for tap in gone)
 
     def _settled(self, tap: str) -> Claim | None:
-        """The one claim that counts: of the interface named so, or else the one that all hybrid plugs agree on."""
-        claims = self._claims.get(tap, {})
-        best = min((sureness for sureness, _ in claims.values()), default=0)
-        sure = [claim for sureness, claim in claims.values() if sureness == best]
-        agreed = len({claim.instance for claim in sure}) == 1
-        if len(sure) > 1 and not agreed:
-            rivals = " and ".join(sorted({claim.instance for claim in sure}))
-            self._troubles[tap] = f"tap {tap}: by their iface-id, interfaces of {rivals} are its: it is nobody's"
+        """The one claim that counts: of the interface named so, or else the one on which all others agree."""
+        claims = self._claims.get(tap, {}).values()
+        sure = [claim for derived, claim in claims if not derived] or [claim for _, claim in claims]
+        instances = sorted({claim.instance for claim in sure})
+        if len(instances) > 1:
+            self._troubles[tap] = f"tap {tap}: interfaces of {' and '.join(instances)} claim it: it is nobody's"
         else:
             self._troubles.pop(tap, None)
-        return min(sure, key=msgspec.json.encode) if agreed else None
+        return min(sure, key=msgspec.json.encode) if len(instances) == 1 else None
 
     @property
     def trouble(self) -> str:

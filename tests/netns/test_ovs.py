@@ -122,11 +122,14 @@ class TestOnePort:
     def test_a_hybrid_plug(self, shared, database):
         tap, veth = f"tap{PORT[:11]}", f"qvo{PORT[:11]}"
         guest = plug(shared, tap)
+        shared.lab.host.run(["ip", "link", "add", veth, "type", "veth", "peer", "name", f"qvb{PORT[:11]}"])
         database.plug(veth, uuid_of(5), iface_id=PORT)
         shared.await_port(tap, uuid_of(5))
         assert outcome(guest) == str(uuid_of(5))
+        assert shared.port(veth) is None
         database.unplug(veth)
         shared.await_port(tap, None)
+        shared.lab.host.run(["ip", "link", "del", veth])
 
     def test_garbage_is_named_and_nobodys(self, shared, database, tap):
         good, other = plug(shared, tap), f"{tap}x"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shim.identity import external_ids
-from shim.identity.external_ids import Interfaces, Reading, claim_of, hybrid_of
+from shim.identity.external_ids import Interfaces, Reading, claim_of
 from shim.identity.said import TROUBLE_MAX, Claim, Said, applied, decode, encode
 
 ONE, TWO = "6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60", "0aa2d71e-9b41-4c88-9038-e4d042b6502a"
@@ -36,14 +36,14 @@ def told(interfaces):
 class TestOneInterface:
     @pytest.mark.parametrize("ids", [NOVA, LIBVIRT])
     def test_as_nova_and_as_libvirt_write_it(self, ids):
-        assert claim_of("vnet3", ids) == (Claim(tap="vnet3", instance=ONE, port=PORT, mac=MAC), "")
+        assert claim_of("vnet3", ids) == Reading(Claim(tap="vnet3", instance=ONE, port=PORT, mac=MAC))
 
     @pytest.mark.parametrize("key", ["project-id", "neutron:project-id"])
     def test_a_project(self, key):
         assert claim_of("tap1", NOVA | {key: "5f1d0e2c9a3b"}).claim.project == "5f1d0e2c9a3b"
 
     def test_the_first_of_two_projects(self):
-        claim, trouble = claim_of("tap1", NOVA | {"neutron:project-id": "second", "project-id": "first"})
+        claim, trouble, _ = claim_of("tap1", NOVA | {"neutron:project-id": "second", "project-id": "first"})
         assert (claim.project, trouble) == ("first", "")
 
     @pytest.mark.parametrize("text", [ONE.upper(), ONE.replace("-", ""), f" {ONE} "])
@@ -68,14 +68,14 @@ class TestOneInterface:
         assert claim_of("tap1", NOVA | {"vm-id": ONE.upper()}) == claim_of("tap1", NOVA)
 
     def test_both_keys_that_do_not(self):
-        claim, trouble = claim_of("tap1", NOVA | {"vm-id": TWO})
+        claim, trouble, _ = claim_of("tap1", NOVA | {"vm-id": TWO})
         assert claim is None
         assert trouble.startswith(f"interface tap1: vm-uuid is {ONE} and vm-id is {TWO}: it is nobody's until")
 
     @pytest.mark.parametrize("key", ["vm-uuid", "vm-id"])
     @pytest.mark.parametrize("value", ["vm-12", ONE[:-1], "\x00\n\u2028", "{" + ONE + "}", "ü" * 10_000, " "])
     def test_a_bad_instance_is_nobody_and_is_named(self, key, value):
-        claim, trouble = claim_of("tap1", NOVA | {key: value})
+        claim, trouble, _ = claim_of("tap1", NOVA | {key: value})
         assert claim is None
         assert trouble.startswith(f"interface tap1: {key} is '")
         assert trouble.isascii()
@@ -90,7 +90,7 @@ class TestOneInterface:
         ],
     )  # fmt: skip
     def test_what_is_bad_beside_the_instance_is_left_out(self, key, value, field):
-        claim, trouble = claim_of("tap1", NOVA | {key: value})
+        claim, trouble, _ = claim_of("tap1", NOVA | {key: value})
         assert (claim.instance, getattr(claim, field)) == (ONE, "")
         assert trouble.startswith(f"interface tap1: {key} is ")
         assert "left out" in trouble
@@ -102,29 +102,29 @@ class TestOneInterface:
 
 
 class TestHybridPlug:
-    def test_the_taps_name_is_of_the_ports_id(self):
-        claim = claim_of(QVO, NOVA).claim
-        assert hybrid_of(claim) == Claim(tap=TAP, instance=ONE, port=PORT, mac=MAC)
+    def test_what_it_says_is_said_of_the_tap(self):
+        assert claim_of(QVO, NOVA) == Reading(Claim(tap=TAP, instance=ONE, port=PORT, mac=MAC), derived=True)
 
     @pytest.mark.parametrize(
-        ("name", "port"),
-        [(TAP, PORT), ("qvo1", PORT), ("qvo", ""), (f"qvo{PORT[:10]}", PORT[:10]), (QVO, "")],
+        ("name", "port"), [(TAP, PORT), ("qvo1", PORT), ("qvo", ""), (QVO[:-1], PORT[:10]), (QVO, "")]
     )
     def test_no_other_name_does(self, name, port):
-        assert hybrid_of(claim_of(name, NOVA | {"iface-id": port}).claim) is None
+        assert claim_of(name, NOVA | {"iface-id": port}).claim.tap == name
 
-    def test_both_are_told_and_both_go(self):
+    def test_a_bad_value_is_said_of_the_interface(self):
+        assert claim_of(QVO, NOVA | {"vm-uuid": "?"}).trouble.startswith(f"interface {QVO}: ")
+
+    def test_it_comes_and_goes(self):
         interfaces = Interfaces()
         interfaces.replace({"a": row(QVO, vm_uuid=ONE, iface_id=PORT)})
-        assert told(interfaces) == ({QVO: ONE, TAP: ONE}, [])
+        assert told(interfaces) == ({TAP: ONE}, [])
         interfaces.update({"a": GONE})
-        assert told(interfaces) == ({}, [QVO, TAP])
+        assert told(interfaces) == ({}, [TAP])
 
-    def test_an_interface_of_that_name_itself_is_surer(self):
+    def test_an_interface_of_the_taps_name_is_surer(self):
         interfaces = Interfaces()
-        hybrid, tap = row(QVO, vm_uuid=ONE, iface_id=PORT), row(TAP, vm_uuid=TWO)
-        interfaces.replace({"a": hybrid, "b": tap})
-        assert told(interfaces)[0] == {QVO: ONE, TAP: TWO}
+        interfaces.replace({"a": row(QVO, vm_uuid=ONE, iface_id=PORT), "b": row(TAP, vm_uuid=TWO)})
+        assert told(interfaces)[0] == {TAP: TWO}
         assert interfaces.trouble == ""
         interfaces.update({"b": GONE})
         assert told(interfaces) == ({TAP: ONE}, [])
@@ -135,10 +135,10 @@ class TestHybridPlug:
         interfaces.replace({"a": row(QVO, vm_uuid=ONE, iface_id=PORT)})
         interfaces.news()
         interfaces.update({"b": row(QVO, vm_uuid=TWO, iface_id=PORT)})
-        assert told(interfaces) == ({}, [QVO, TAP])
-        assert f"tap {TAP}: " in interfaces.trouble
+        assert told(interfaces) == ({}, [TAP])
+        assert interfaces.trouble == f"tap {TAP}: interfaces of {TWO} and {ONE} claim it: it is nobody's"
         interfaces.update({"a": GONE})
-        assert told(interfaces)[0] == {QVO: TWO, TAP: TWO}
+        assert told(interfaces)[0] == {TAP: TWO}
         assert interfaces.trouble == ""
 
 
