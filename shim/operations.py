@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
@@ -67,7 +68,16 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
                 shapes.BackendView(one.backend, one.address, one.healthy, one.why)
                 for one in self._workers.ledger.backends()
             ],
+            sources=self._sources(),
         )
+
+    def _sources(self) -> list[shapes.SourceView]:
+        believed = Counter(found.source for found in self._enrolment.resolutions.values())
+        health = self._resolver.health()
+        return [
+            shapes.SourceView(source.name, health.get(source.name, ""), believed[source.name])
+            for source in self._resolver.sources
+        ]
 
     async def ports(self) -> list[shapes.PortView]:
         held = self._enrolment.ports
@@ -90,6 +100,12 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
             v6=port.policy.v6.value,
             conflict=resolution.conflict,
             error=str(error) if error else "",
+            name=resolution.name,
+            flavor=resolution.flavor,
+            project=port.project,
+            address=port.address,
+            port_id=resolution.port,
+            mac=resolution.mac,
         )
 
     async def instances(self) -> list[shapes.InstanceSummary]:
@@ -249,13 +265,14 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
     def _doubts(self, instance: UUID) -> list[str]:
         """Taps that are said to be an instance's, and are not enrolled as its."""
         ports, failures = self._enrolment.ports, self._enrolment.failures
-        doubts = []
+        has_none, doubts = not self._enrolment.ports_of(instance), []
         for place, found in self._enrolment.resolutions.items():
             if found.instance == instance and place in failures and place not in ports:
                 doubts.append(f"a tap of it cannot be enrolled: {failures[place]}")
-            elif found.instance != instance and place in ports and str(instance) in found.conflict:
+            names_it = str(instance) in found.conflict or (found.waits and has_none)
+            if found.instance != instance and place in ports and names_it:
                 doubts.append(f"{ports[place].tap}: {found.conflict}")
-        return doubts
+        return doubts[: why.DOUBTS]
 
     async def events(self, after: int, wait: float) -> shapes.EventsView:
         return await self._journal.after(after, wait)

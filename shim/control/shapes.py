@@ -55,7 +55,8 @@ class PortView(msgspec.Struct, frozen=True):
     """One guarded tap. `instance` is None where no source knows one: such a port is refused.
 
     `source` says who named the instance, `conflict` who disagrees. `state` is one of STATES: refused (by policy),
-    failed (`error` says why; nothing passes).
+    failed (`error` says why; nothing passes). `name` to `mac` are what that source says beside, where it does: of the
+    instance, and of the tap, whose port in the network's own words is `port_id`.
     """
 
     tap: str
@@ -70,6 +71,12 @@ class PortView(msgspec.Struct, frozen=True):
     v6: str
     conflict: str = ""
     error: str = ""
+    name: str = ""
+    flavor: str = ""
+    project: str = ""
+    address: str = ""
+    port_id: str = ""
+    mac: str = ""
 
 
 class PortsView(msgspec.Struct, frozen=True):
@@ -256,6 +263,19 @@ class BackendView(msgspec.Struct, frozen=True):
     why: str = ""
 
 
+class SourceView(msgspec.Struct, frozen=True):
+    """A source of identity, in the configured order: what is wrong with it, and for how many taps it is believed."""
+
+    name: str
+    what: str = ""
+    taps: int = 0
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.what
+
+
 class StatusView(msgspec.Struct, frozen=True):
     """GET /v1/status. `ailments` is empty when all is well; `states` counts ports by their state.
 
@@ -278,6 +298,7 @@ class StatusView(msgspec.Struct, frozen=True):
     tokens: str = "optional"
     routes: dict[str, str] = {}
     backends: list[BackendView] = []
+    sources: list[SourceView] = []
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -130,6 +130,7 @@ def status(view: shapes.StatusView) -> None:
             ("service", f"{', '.join(view.service_addresses)}; port {ports}"),
             ("taps", f"{total}: {states}" if total else "none"),
             ("instances", view.instances),
+            *_sources(view.sources),
             ("tokens", view.tokens),
             *_routes(view.routes),
             ("proxy", proxy),
@@ -138,6 +139,12 @@ def status(view: shapes.StatusView) -> None:
             *(("", line) for what, hint in ailments for line in (f"- {what}", f"  {hint}") if line.strip()),
         ]
     )
+
+
+def _sources(views: list[shapes.SourceView]) -> list[tuple[str, str]]:
+    """A fact a source of identity."""
+    shown = [f"{one.name}: {one.taps} taps{'' if one.healthy else ', not well'}" for one in views]
+    return [("identity" if not number else "", text) for number, text in enumerate(shown)]
 
 
 def _backends(views: list[shapes.BackendView]) -> list[tuple[str, str]]:
@@ -230,11 +237,24 @@ def instance(view: shapes.InstanceView) -> None:
             ("tokens", origin(policy.tokens, policy.own_tokens)),
             *_routes(policy.routes, "" if policy.own_routes else " (default)"),
             *(taps or [("taps", "none")]),
+            *_said(view.ports),
             *_live(view),
             ("document", f"revision {view.revision}" if view.document is not None else "none"),
             *((f"  {name}", _member(name, value)) for name, value in (view.document or {}).items() if value),
         ]
     )
+
+
+def _said(ports: list[shapes.PortView]) -> list[tuple[str, str]]:
+    """What sources of identity say of an instance beside whose a tap is: a fact a tap."""
+    shown = []
+    for port in ports:
+        of_port = {"project": port.project, "address": port.address, "name": port.name, "flavor": port.flavor}
+        of_tap = {"port": port.port_id, "mac": port.mac}
+        said = ", ".join(f"{name} {value}" for name, value in (of_port | of_tap).items() if value)
+        if said:
+            shown.append(f"{port.source} of {_tap(port.netns, port.tap)}: {clean(said)}")
+    return [("identity" if not number else "", text) for number, text in enumerate(shown)]
 
 
 def _routes(routes: dict[str, str], note: str = "") -> list[tuple[str, str]]:

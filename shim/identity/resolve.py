@@ -68,6 +68,8 @@ class Resolution:
         """The disagreement in words, or nothing."""
         if self.elsewhere:
             return self.elsewhere
+        if self.waits:
+            return f"{self.waits} could not be read since the agent started: what it knows of this tap is waited for"
         claims = ", ".join(f"{name} says {instance}" for name, instance in self.others)
         return f"{self.source} says {self.instance} and wins; {claims}" if claims else ""
 

@@ -3,8 +3,8 @@
     <netns>:  <name>0  ══ veth ══  gw<n> :gateway namespace <name>
               to_instance          service addresses; a route to each slot of that namespace's taps
 
-The other ends have the host's name, and the number `base` + n (gateway.py). All slots are routed to the host's link gw0 but those
-that `lead` was called for.
+The other ends have the host's name, and the number `base` + n (gateway.py). All slots are routed to the host's link
+gw0, but for those that `lead` was called for.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ class Branches:
         taken = {link.get_attr("IFLA_IFNAME") async for link in await self._inside().get_links()}
         number = next(n for n in range(1, BRANCHES) if _name(n) not in taken)
         peer = {"ifname": _name(number), "net_ns_fd": self._gateway.name, "address": GATEWAY_MAC}
+        index = self._gateway.base + number
         await inside.route.link(
-            "add", ifname=self._gateway.link, index=self._gateway.base + number, kind="veth", address=HOST_MAC, peer=peer
+            "add", ifname=self._gateway.link, index=index, kind="veth", address=HOST_MAC, peer=peer
         )
         return number
 

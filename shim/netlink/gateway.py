@@ -63,8 +63,8 @@ class Gateway:
 
     @property
     def base(self) -> int:
-        """The number of the host's end; those in other namespaces have the next ones (branches.py). No two are the same,
-        and all are far from what the kernel gives out, so what is sent to the wrong namespace's end goes nowhere."""
+        """The number of the host's end; those in other namespaces have the next ones (branches.py). No two are the
+        same, and all are far from what the kernel gives out: what is sent to the wrong namespace's end goes nowhere."""
         return LINK_NUMBERS + (zlib.crc32(self.name.encode()) & 0x3FFF) * BRANCHES
 
     def slot_address(self, slot: int, family: int) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
 import pytest
 
+from shim.core.exchange import Subject
 from shim.core.link import Link, Place
 from shim.core.policy import Access, Policy
 from shim.core.port import SLOT_QUARANTINE, Port, Slots
@@ -17,7 +18,7 @@ from shim.datapath.fake import Fake
 from shim.enrolment import Enrolment, together
 from shim.errors import KernelError
 from shim.identity.alias import Alias
-from shim.identity.resolve import Resolver
+from shim.identity.resolve import Resolver, Source
 
 ONE, TWO = UUID(int=1), UUID(int=2)
 SETTINGS = abi.pack_settings(["169.254.169.254"], [80], rate=50, burst=200, event_rate=10, flows_per_port=8)
@@ -43,7 +44,7 @@ class Sick(Fake):
 class Host:
     """An enrolment with links to set, a clock to turn, and what the proxy was told."""
 
-    def __init__(self, datapath: Sick | None = None, slots: int = 8) -> None:
+    def __init__(self, datapath: Sick | None = None, slots: int = 8, sources: Sequence[Source] = ()) -> None:
         self.links: dict[Place, Link] = {}
         self.policies: dict[UUID | None, Policy] = {}
         self.told: list[tuple[UUID | None, bool]] = []
@@ -52,7 +53,7 @@ class Host:
         self.enrolment = Enrolment(
             self.datapath,
             Slots(slots),
-            Resolver([Alias()]),
+            Resolver(sources or [Alias()]),
             self.links,
             ("tap*",),
             lambda instance: self.policies.get(instance, Policy()),
@@ -141,7 +142,7 @@ async def test_a_tap_that_changes_hands_and_fails_serves_nobody(host: Host) -> N
     await host.enrolment.settle()
     assert await host.kernel() == host.owners == {1: None}
     assert "cannot attach" in str(host.enrolment.failures[own(1)])
-    assert host.told[-1] == (ONE, False)
+    assert host.told == [(ONE, True), (ONE, False), (TWO, True), (TWO, False)]
     host.datapath.refuses = set()
     await host.enrolment.settle()
     assert host.owners == {1: TWO} and not host.enrolment.failures
@@ -164,7 +165,7 @@ async def test_a_policy_is_settled_for_one_tap(host: Host) -> None:
     host.link(1, ONE)
     await host.enrolment.settle()
     host.policies[ONE] = Policy(Access.RESET, Access.DROP, 2)
-    await host.enrolment.settle([1])
+    await host.enrolment.settle([own(1)])
     assert host.enrolment.ports[own(1)].policy == host.policies[ONE]
 
 
@@ -283,7 +284,7 @@ async def test_where_both_datapaths_hold_a_tap_the_new_one_is_believed(host: Hos
         after.link(ifindex, instance)
     await after.enrolment.adopt(former)
     ports = after.enrolment.ports
-    assert {ifindex: port.instance for ifindex, port in ports.items()} == {1: TWO, 2: TWO, 3: ONE, 4: ONE}
+    assert {place.ifindex: port.instance for place, port in ports.items()} == {1: TWO, 2: TWO, 3: ONE, 4: ONE}
     assert (ports[own(1)].slot, ports[own(2)].slot) == (1, 2)
     assert ports[own(3)].slot <= 8, "there is no slot 9 here"
     assert len({port.slot for port in ports.values()}) == 4
@@ -307,3 +308,82 @@ def test_what_two_datapaths_hold_together(
     found: list[Enrolled], former: list[Enrolled], want: list[Enrolled]
 ) -> None:
     assert together(found, former, 8) == want
+
+
+class Told:
+    """A source that says what it is told to say, of taps by name."""
+
+    def __init__(self, name: str, **of: UUID) -> None:
+        self.name, self.known, self.of = name, True, of
+
+    def subject_of(self, link: Link) -> Subject | None:
+        instance = self.of.get(link.name)
+        return Subject(instance) if instance else None
+
+    def namespaces(self) -> frozenset[str]:
+        return frozenset()
+
+    def health(self) -> str | None:
+        return None
+
+    def refresh(self) -> bool:
+        return True
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        pass
+
+
+def host_of(*sources: Told, datapath: Sick | None = None) -> Host:
+    host = Host(datapath, sources=sources)
+    for ifindex in (1, 2, 3):
+        host.link(ifindex)
+    return host
+
+
+def test_of_two_taps_the_better_source_s_is_the_instance_s() -> None:
+    async def tell() -> None:
+        first, second = Told("first"), Told("second", tap1=ONE, tap2=ONE, tap3=TWO)
+        host = host_of(first, second)
+        await host.enrolment.settle()
+        assert host.owners == {1: ONE, 2: ONE, 3: TWO}, "one source may name several taps of one instance"
+        first.of["tap3"] = ONE
+        await host.enrolment.settle([own(3)])
+        assert host.owners == {1: None, 2: None, 3: ONE}, "the others are settled with it"
+        conflict = host.enrolment.resolutions[own(1)].conflict
+        assert conflict == f"first says that {ONE} is on tap3 and wins; second says it is here"
+        del first.of["tap3"]
+        await host.enrolment.settle([own(3)])
+        assert host.owners == {1: ONE, 2: ONE, 3: TWO}
+
+    asyncio.run(tell())
+
+
+def test_an_instance_that_moves_to_another_tap_by_a_better_source_is_never_served_on_both() -> None:
+    async def tell() -> None:
+        first, second = Told("first", tap1=ONE), Told("second", tap2=ONE)
+        host = host_of(first, second)
+        await host.enrolment.settle()
+        assert host.owners == {1: ONE, 2: None, 3: None}
+        host.links.pop(own(1))
+        await host.enrolment.settle([own(1)])
+        assert host.owners == {2: ONE, 3: None}
+
+    asyncio.run(tell())
+
+
+def test_what_the_kernel_holds_is_believed_until_its_source_has_spoken() -> None:
+    async def tell() -> None:
+        before = host_of(Told("slow", tap1=ONE))
+        await before.enrolment.settle()
+        slow, quick = Told("slow"), Told("quick", tap1=TWO, tap2=TWO)
+        slow.known = False
+        after = host_of(slow, quick, datapath=before.datapath)
+        await after.enrolment.adopt()
+        assert after.owners == {1: ONE, 2: None, 3: None}, "a later source does not speak before an earlier one"
+        assert "slow could not be read" in after.enrolment.resolutions[own(2)].conflict
+        assert after.told == [(ONE, True), (None, True), (None, True)]
+        slow.known = True
+        await after.enrolment.settle()
+        assert after.owners == {1: TWO, 2: TWO, 3: None}
+
+    asyncio.run(tell())
