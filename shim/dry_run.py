@@ -30,6 +30,7 @@ from shim.forward.unavailable import unavailable
 from shim.forward.upstream import Upstream
 from shim.http import head
 from shim.http.limits import Limits
+from shim.http.serialize import error_response
 from shim.metadata.compose import Unready
 from shim.metadata.waits import Wait
 from shim.oneshot import is_user_data
@@ -119,8 +120,7 @@ class DryRun:
         try:
             request = read(walk.question, self._task.limits)
         except head.Refused as error:
-            prospect = Prospect("answered", f"{error.status}: {error.reason}", error.status)
-            return walk.ends("proxy", "request", error.reason, prospect)
+            return walk.ends("proxy", "request", error.reason, answered(error_response(error.status, error.reason)))
         minted = self._service.mint(walk.caller) if walk.question.with_token else None
         if minted is not None:
             request = replace(request, headers=(*request.headers, (token.HEADER, minted)))
@@ -180,7 +180,7 @@ class DryRun:
         shows = found != EMBEDDED and path.startswith(OWN)
         walk.passes("proxy", "route", f"{prefix} to {found}{', whose user-data it shows' if shows else ''}", where)
         if policy.closed:
-            walk.passes("proxy", "closed", f"this path is none of those closed: {', '.join(policy.closed)}")
+            walk.passes("proxy", "closed", f"not this, but {', '.join(policy.closed)}", "metashim show INSTANCE")
         return None
 
     def _closed(self, walk: Walk, refusal: Response) -> Prospect:
@@ -213,7 +213,7 @@ class DryRun:
         prospect = replace(answered(response), uses_up=tuple(map(cut, found.claims)))
         says = prospect.words
         if found.claims:
-            says = f"{says}; it can be read once, and this would use it up: {', '.join(found.claims)}"
+            says = f"{says}; read once, so this would use it up: {', '.join(found.claims)}"
         return walk.ends("backend", EMBEDDED, says, prospect)
 
     def _tell_sources(self, walk: Walk) -> None:

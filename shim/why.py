@@ -18,6 +18,9 @@ from shim.core.closure import WHOLE
 from shim.core.policy import HOP_LIMIT_DEFAULT, Access, Family, Policy
 from shim.core.prospect import Course, Part, Prospect, Question, Rule, cut
 
+DOUBTS = 8
+"""Taps that are spoken of beside the one that is an instance's."""
+
 _CHANGES = ("policy", "disable", "forget")
 """Of the audit trail: what may have changed who is let in."""
 
@@ -93,11 +96,12 @@ def last_change(rows: list[AuditRow]) -> AuditRow | None:
 def _tap(facts: Facts) -> Met:
     doubts = [_rule("tap", "conflict", text, "identity.sources") for text in facts.doubts]
     if not facts.ports:
-        says = "no tap that is guarded here is this instance's: whatever it sends to the service's addresses is dropped"
+        says = "no tap here is the instance's: what it sends to the service's addresses is dropped"
         decides = _rule("tap", "identity", says, "metashim attach TAP INSTANCE", decides=True)
         return Met([*doubts, decides], Prospect("dropped", "nothing: it has no tap here"))
     port, *others = facts.ports
-    rules = [_rule("tap", "identity", f"{_named(port)} is its, as {port.source or 'a former run'} says", _source(port))]
+    says = f"{_named(port)} is the instance's, as {port.source or 'a former run'} says"
+    rules = [_rule("tap", "identity", says, _source(port))]
     if port.conflict:
         rules.append(_rule("tap", "conflict", port.conflict, "identity.sources"))
     if others:
@@ -112,7 +116,7 @@ def _named(port: PortView) -> str:
 
 
 def _source(port: PortView) -> str:
-    return "metashim attach" if port.source == "operator" else f"identity source {port.source}" if port.source else ""
+    return "metashim attach" if port.source == "operator" else "identity.sources"
 
 
 # The kernel.
@@ -140,7 +144,8 @@ def _access(facts: Facts, family: Family) -> Met:
     if wanted != holds.value:
         rules.append(_rule("kernel", "behind", f"the policy says {wanted}; the kernel does not follow yet"))
     locked = WHOLE in facts.policy.latched and facts.own.access(family) in (Access.OPEN, Access.FORBID)
-    name, by, where = "access", _by(facts), f"metashim enable INSTANCE --family {family.value}"
+    verb = "disable" if holds is Access.OPEN else "enable"
+    name, by, where = "access", _by(facts), f"metashim {verb} INSTANCE --family {family.value}"
     if locked and holds is Access.RESET:
         name, by, where = "lock", "the guest locked all", "metashim unlock INSTANCE"
     elif not facts.policy.own:
