@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from tests.backends.nginx import Nginx
 from tests.backends.visit import Visit
 from tests.backends.wiring import forward_to
-from tests.lab import Lab
+from tests.lab import Lab, TapGuest
 from tests.lab.namespace import wait_until
 from tests.netns.conftest import PLENTY, on_both
 from tests.netns.hypervisor import Hypervisor, uuid_of
@@ -59,8 +60,9 @@ def libvirtd(ground) -> Iterator[Libvirtd]:
     libvirtd.end_all()
 
 
-def identity(libvirtd: Libvirtd) -> str:
-    return f'sources = ["operator", "libvirt"]\nlibvirt_uri = "{libvirtd.uri}"\nlibvirt_state = "{libvirtd.state}"\n'
+def identity(libvirtd: Libvirtd, *, files: bool = True) -> str:
+    state = libvirtd.state if files else ""
+    return f'sources = ["operator", "libvirt"]\nlibvirt_uri = "{libvirtd.uri}"\nlibvirt_state = "{state}"\n'
 
 
 @pytest.fixture
@@ -89,7 +91,11 @@ def is_unwell(site: Hypervisor, *words: str) -> None:
 
 
 def is_gone(site: Hypervisor, tap: str) -> None:
+    """The tap, and what was known of it: another one of that name is nobody's."""
     wait_until(lambda: site.port(tap) is None, f"{tap} to be gone", SECONDS)
+    with contextlib.closing(TapGuest(site.lab.host, tap)):
+        site.await_port(tap, None, SECONDS)
+    wait_until(lambda: site.port(tap) is None, f"{tap} to be gone again", SECONDS)
 
 
 PORT = "6e2bf5d4-22aa-4e1a-9d1e-000000000001"
@@ -114,8 +120,10 @@ def test_a_domain_is_served_as_itself_and_a_backend_is_told_its_project(ground, 
             is_gone(site, tap)
 
 
-def test_domains_and_their_interfaces_come_and_go(ground, libvirtd, site, tap):
+@pytest.mark.parametrize("files", [True, False], ids=["with-files", "events-alone"])
+def test_domains_and_their_interfaces_come_and_go(ground, libvirtd, site, tap, files):
     lab, _ = ground
+    site.configure(PLENTY, identity=identity(libvirtd, files=files))
     site.start()
     usb = interface(tap + "u", "52:54:00:00:00:02", "usb-net")
     libvirtd.create("one", uuid_of(1), interface(tap))
@@ -151,9 +159,10 @@ def test_libvirtd_dies_and_comes_back(ground, libvirtd, site, tap):
         assert talk.ask().body == str(uuid_of(1))
         assert site.port(tap).instance == uuid_of(1)
         libvirtd.end("two")  # nobody hears of it
-        is_gone(site, tap + "b")
+        wait_until(lambda: site.port(tap + "b") is None, "the tap's end", SECONDS)
         libvirtd.start()
         is_well(site)
+        is_gone(site, tap + "b")
         assert talk.ask().body == str(uuid_of(1))
         libvirtd.create("three", uuid_of(3), interface(tap + "b"))
         site.await_port(tap + "b", uuid_of(3), SECONDS)
