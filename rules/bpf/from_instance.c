@@ -9,6 +9,7 @@
 #include "lib/nd.h"
 #include "lib/reset.h"
 #include "lib/stamp.h"
+#include "lib/trace.h"
 
 struct inspection {
     struct frame frame;
@@ -188,9 +189,10 @@ static __always_inline bool is_answered(struct inspection *i, int verdict) {
     return verdict > 0;
 }
 
-/* Carries out a verdict. Whatever cannot be carried out is dropped. */
+/* Carries out a verdict. Whatever cannot be carried out is dropped, and that is the verdict then. */
 static __always_inline int act(struct __sk_buff *skb, struct inspection *i, struct port *port, u32 slot,
-                               int verdict) {
+                               int *judged) {
+    int verdict = *judged;
     if (!port || !is_answered(i, verdict))
         return TC_ACT_SHOT;
     u32 gateway = port->gateway_ifindex;
@@ -201,6 +203,7 @@ static __always_inline int act(struct __sk_buff *skb, struct inspection *i, stru
         return bpf_redirect(skb->ifindex, 0);
     }
     count(slot, KERNEL_FAILED);
+    *judged = -KERNEL_FAILED;
     return TC_ACT_SHOT;
 }
 
@@ -221,5 +224,8 @@ int from_instance(struct __sk_buff *skb) {
     count(slot, verdict < 0 ? -verdict : verdict);
     if (verdict < 0)
         report_refusal(&i, s, slot, verdict);
-    return act(skb, &i, port, slot, verdict);
+    struct trace *shown = begin_trace(skb, slot, port, 0);
+    int action = act(skb, &i, port, slot, &verdict);
+    end_trace(shown, verdict);
+    return action;
 }

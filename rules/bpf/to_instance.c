@@ -3,6 +3,7 @@
  * Nothing passes here but TCP to a slot whose tap is alive, on a connection of the port's present owner. The rest
  * (discovery and the like of the gateway namespace's own stack) ends here, so the host's stack never sees any. */
 #include "lib/stamp.h"
+#include "lib/trace.h"
 
 static __always_inline bool slot_of(struct packet *p, u32 *slot) {
     const u8 prefix[16] = SLOT_PREFIX_V6;
@@ -72,5 +73,6 @@ int to_instance(struct __sk_buff *skb) {
     if (verdict == REPLIED && restore(skb, &p, &restored, hop_limit))
         verdict = -KERNEL_FAILED;
     count(slot, verdict < 0 ? -verdict : verdict);
+    end_trace(begin_trace(skb, slot, port, 1), verdict);
     return verdict == REPLIED ? bpf_redirect(ifindex, 0) : TC_ACT_SHOT;
 }

@@ -73,3 +73,19 @@ class Event:
     destination: str
     source_port: int
     destination_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """One packet of a port that is traced: what the guest sent, as it came, or what it is sent, as it leaves.
+
+    `ns` is of the host's CLOCK_MONOTONIC; `length` is the whole frame's, of which `frame` is the beginning.
+    """
+
+    ns: int
+    slot: int
+    generation: int
+    verdict: Verdict
+    to_guest: bool
+    length: int
+    frame: bytes

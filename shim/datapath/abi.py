@@ -7,6 +7,7 @@ network byte order (held here as bytes), the rest in the host's.
 from __future__ import annotations
 
 import ctypes as ct
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -15,9 +16,9 @@ from uuid import UUID
 
 from shim.core.policy import Access
 from shim.core.port import Port
-from shim.core.verdict import COUNTERS, Event, Verdict
+from shim.core.verdict import COUNTERS, Event, Traced, Verdict
 
-VERSION = 1
+VERSION = 2
 """Grows with every change of a shape here: the pins of each version have a folder of their own. The map whose record
 is another one says so (`since`), and former.py says what it was."""
 
@@ -37,6 +38,9 @@ AnyAddress = IPv4Address | IPv6Address
 
 EVENT_BURST = 10
 EVENT_RING_BYTES = 65536
+TRACE_BYTES = 256
+TRACE_RING_BYTES = 262144
+"""Some 900 packets: what one port may be shown in nearly a second."""
 
 
 class Settings(ct.Structure):
@@ -68,6 +72,8 @@ class PortRecord(ct.Structure):
         ("access6", ct.c_uint8),
         ("hop_limit", ct.c_uint8),
         ("instance", ct.c_uint8 * 16),
+        ("traced", ct.c_uint8),
+        ("pad", ct.c_uint8 * 3),
     ]
 
 
@@ -80,6 +86,12 @@ class PortState(ct.Structure):
         ("ring_next", ct.c_uint32),
         ("pad", ct.c_uint32),
     ]
+
+
+class Tracing(ct.Structure):
+    """struct tracing"""
+
+    _fields_ = [("spent_ns", ct.c_uint64), ("left_out", ct.c_uint64)]
 
 
 class Counters(ct.Structure):
@@ -144,6 +156,24 @@ class EventRecord(ct.Structure):
     ]
 
 
+class TraceRecord(ct.Structure):
+    """struct trace"""
+
+    _fields_ = [
+        ("ns", ct.c_uint64),
+        ("slot", ct.c_uint32),
+        ("generation", ct.c_uint32),
+        ("length", ct.c_uint32),
+        ("kept", ct.c_uint16),
+        ("tag_protocol", ct.c_uint16),
+        ("tag_tci", ct.c_uint16),
+        ("verdict", ct.c_uint8),
+        ("to_guest", ct.c_uint8),
+        ("frame", ct.c_uint8 * TRACE_BYTES),
+        ("pad", ct.c_uint8 * 4),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class MapShape:
     """One map: what bpf(2) is asked for when it is made, and the version since which its record is as it is."""
@@ -174,13 +204,15 @@ def maps(max_ports: int, flows_per_port: int) -> list[MapShape]:
 
     return [
         sized("settings", ARRAY, u32, Settings, 1),
-        sized("ports", ARRAY, u32, PortRecord, slots),
+        sized("ports", ARRAY, u32, PortRecord, slots, since=2),
         sized("port_states", ARRAY, u32, PortState, slots),
         sized("counters", ARRAY, u32, Counters, slots),
         MapShape("taps", DEVMAP, u32, u32, slots),
         sized("flows", HASH, ct.sizeof(FlowKey), Flow, flows, NO_PREALLOC),
         sized("rings", HASH, ct.sizeof(RingKey), FlowKey, flows, NO_PREALLOC),
         MapShape("events", RINGBUF, 0, 0, EVENT_RING_BYTES),
+        sized("tracings", ARRAY, u32, Tracing, slots, since=2),
+        MapShape("traces", RINGBUF, 0, 0, TRACE_RING_BYTES, since=2),
     ]
 
 
@@ -235,7 +267,7 @@ def _endings(addresses: Sequence[IPv4Address | IPv6Address]) -> int:
     return bits
 
 
-def pack_port(port: Port, gateway_ifindex: int) -> bytes:
+def pack_port(port: Port, gateway_ifindex: int, *, traced: bool = False) -> bytes:
     """A port's record: an instance that is not known makes it one that nobody is served on."""
     known = port.instance is not None
     record = PortRecord(
@@ -245,9 +277,17 @@ def pack_port(port: Port, gateway_ifindex: int) -> bytes:
         access4=ACCESS[port.policy.v4],
         access6=ACCESS[port.policy.v6],
         hop_limit=port.policy.hop_limit,
+        traced=traced,
     )
     if port.instance is not None:
         record.instance[:] = port.instance.bytes
+    return bytes(record)
+
+
+def with_traced(raw: bytes, on: bool) -> bytes:
+    """A port's record, the same but for whether its packets are shown."""
+    record = PortRecord.from_buffer_copy(raw)
+    record.traced = on
     return bytes(record)
 
 
@@ -287,6 +327,23 @@ def read_event(raw: bytes) -> Event:
         source_port=network_short(record.source_port),
         destination_port=network_short(record.destination_port),
     )
+
+
+def read_trace(raw: bytes) -> Traced:
+    """One packet as the kernel wrote it. The tag that stood beside it is put back to where it was on the wire."""
+    record = TraceRecord.from_buffer_copy(raw)
+    frame, length = bytes(record.frame[: record.kept]), record.length
+    if record.tag_protocol:
+        frame = frame[:12] + struct.pack("=HH", record.tag_protocol, record.tag_tci) + frame[12:]
+        length += 4
+    return Traced(
+        record.ns, record.slot, record.generation, Verdict(record.verdict), bool(record.to_guest), length, frame
+    )
+
+
+def read_left_out(raw: bytes) -> int:
+    """How many packets of a traced port were not shown."""
+    return int(Tracing.from_buffer_copy(raw).left_out)
 
 
 def _address(family: int, packed: bytes) -> str:

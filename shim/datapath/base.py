@@ -11,7 +11,7 @@ from uuid import UUID
 from shim.core.link import OWN_NETNS, Place
 from shim.core.port import Port
 from shim.core.table import Element, Piece
-from shim.core.verdict import Event, Verdict
+from shim.core.verdict import Event, Traced, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,9 @@ class Logs(Protocol):
     def open(self) -> None:
         """Begins to listen. Raises KernelError when somebody else does."""
 
-    def read(self) -> list[tuple[str, int, bytes]]:
-        """(prefix, mark, packet from its network header) of what came since the last call. Never waits."""
+    def read(self) -> list[tuple[str, int, bytes, bytes]]:
+        """(prefix, mark, packet from its network header, what is before that) of what came since the last call. Never
+        waits."""
 
     def close(self) -> None:
         """Ends it."""
@@ -133,7 +134,7 @@ class Datapath(Protocol):
 
     @property
     def fd(self) -> int:
-        """Readable when `events` has something; -1 while the datapath is not open, or has no such thing."""
+        """Readable when `events` or `traced` has something; -1 while the datapath is not open, or has no such thing."""
 
     async def open(self, gateway_ifindex: int) -> None:
         """Makes or takes over the kernel's side; `gateway_ifindex` is the host's end of the gateway link."""
@@ -159,6 +160,16 @@ class Datapath(Protocol):
 
     def events(self) -> list[Event]:
         """The refusals that were reported since the last call. Never waits."""
+
+    def trace(self, port: Port, on: bool) -> None:
+        """Begins or ends to show a port's packets, which may be ensured later. It ends with the port too, and with the
+        agent."""
+
+    def traced(self) -> list[Traced]:
+        """The packets of such ports since the last call, at a bounded rate for each. Never waits."""
+
+    def left_out(self, slot: int) -> int:
+        """How many packets of a slot's port were not shown while it was traced, by now."""
 
     def detached(self, place: Place) -> None:
         """The device went, or somebody took what guards it off: nothing is sent there until the next `ensure`."""

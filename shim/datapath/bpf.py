@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import platform
+import select
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,3 +219,28 @@ class Ring:
         """Unmaps the ring."""
         self._consumer.close()
         self._data.close()
+
+
+class Rings:
+    """Some ring buffer maps, by name, with one descriptor that is readable when any of them is."""
+
+    def __init__(self, *maps: Map) -> None:
+        self._rings = {ring.shape.name: Ring(ring) for ring in maps}
+        self._poll = select.epoll()
+        for ring in self._rings.values():
+            self._poll.register(ring.fd, select.EPOLLIN)
+
+    @property
+    def fd(self) -> int:
+        """Readable when any ring is."""
+        return self._poll.fileno()
+
+    def read(self, name: str) -> list[bytes]:
+        """Every record of one ring that is complete by now."""
+        return self._rings[name].read()
+
+    def close(self) -> None:
+        """Unmaps them."""
+        self._poll.close()
+        for ring in self._rings.values():
+            ring.close()

@@ -21,7 +21,7 @@ from uuid import UUID
 
 from shim.core.link import OWN_NETNS, Place
 from shim.core.port import Port
-from shim.core.verdict import Event, Verdict
+from shim.core.verdict import Event, Traced, Verdict
 from shim.datapath import abi, bpf, compile
 from shim.datapath.base import Enrolled, Filters, Inside
 from shim.datapath.pins import Pins, Shape
@@ -61,7 +61,8 @@ class Ebpf:
         self._programs: dict[str, int] = {}
         self._attached: dict[Place, tuple[int, int]] = {}
         self._grounds = {OWN_NETNS: Ground(filters, nullcontext)}
-        self._ring: bpf.Ring | None = None
+        self._rings: bpf.Rings | None = None
+        self._traced: set[int] = set()
 
     @property
     def cut(self) -> bool:
@@ -69,7 +70,7 @@ class Ebpf:
 
     @property
     def fd(self) -> int:
-        return self._ring.fd if self._ring else -1
+        return self._rings.fd if self._rings else -1
 
     async def open(self, gateway_ifindex: int) -> None:
         own = self._grounds[OWN_NETNS]
@@ -81,7 +82,8 @@ class Ebpf:
         self._programs = _open_programs(self._pins.folder)
         self._pins.settle()
         self._maps["settings"].update(_key(0), self._settings)
-        self._ring = bpf.Ring(self._maps["events"])
+        self._rings = bpf.Rings(self._maps["events"], self._maps["traces"])
+        self._rings.read("traces")  # of a run before
         await self._attach_reply(own)
 
     def _open_maps(self) -> None:
@@ -145,6 +147,7 @@ class Ebpf:
         return found
 
     def _vacate_slot(self, slot: int, generation: int) -> None:
+        self._traced.discard(slot)
         self._maps["ports"].update(_key(slot), abi.pack_vacant(generation))
         self._forget_flows(slot)
         self._delete_tap(_key(slot))
@@ -155,19 +158,22 @@ class Ebpf:
             raise KernelError(f"{port.tap}: the namespace {port.netns} is not guarded", errno=errno.ENOENT)
         slot, owner = _key(port.slot), (port.slot, port.generation)
         if self._attached.get(port.place) == owner:
-            self._maps["ports"].update(slot, abi.pack_port(port, ground.gateway))
+            self._maps["ports"].update(slot, self._packed(port, ground))
             return
         raw = self._maps["ports"].lookup(slot)
         if raw is None or abi.read_port(raw)[1] != port.generation:
             self._reset(slot)
-        self._maps["ports"].update(slot, abi.pack_port(port, ground.gateway))
+        self._maps["ports"].update(slot, self._packed(port, ground))
         with ground.entered():
             self._maps["taps"].update(slot, _key(port.ifindex))
         await ground.filters.attach(port.ifindex, self._programs["from_instance"], self._filter, port.slot)
         self._attached[port.place] = owner
 
+    def _packed(self, port: Port, ground: Ground) -> bytes:
+        return abi.pack_port(port, ground.gateway, traced=port.slot in self._traced)
+
     def _reset(self, slot: bytes) -> None:
-        for name in ("counters", "port_states"):
+        for name in ("counters", "port_states", "tracings"):
             self._maps[name].update(slot, bytes(self._maps[name].shape.value_bytes))
 
     async def remove(self, port: Port) -> None:
@@ -205,7 +211,20 @@ class Ebpf:
         return abi.read_counters(raw) if raw else {}
 
     def events(self) -> list[Event]:
-        return [abi.read_event(raw) for raw in self._ring.read()] if self._ring else []
+        return [abi.read_event(raw) for raw in self._rings.read("events")] if self._rings else []
+
+    def trace(self, port: Port, on: bool) -> None:
+        (self._traced.add if on else self._traced.discard)(port.slot)
+        raw = self._maps["ports"].lookup(_key(port.slot))
+        if raw is not None and abi.read_port(raw)[1] == port.generation:
+            self._maps["ports"].update(_key(port.slot), abi.with_traced(raw, on))
+
+    def traced(self) -> list[Traced]:
+        return [abi.read_trace(raw) for raw in self._rings.read("traces")] if self._rings else []
+
+    def left_out(self, slot: int) -> int:
+        raw = self._maps["tracings"].lookup(_key(slot))
+        return abi.read_left_out(raw) if raw else 0
 
     def detached(self, place: Place) -> None:
         self._attached.pop(place, None)
@@ -235,9 +254,9 @@ class Ebpf:
                 await filters.detach(ifindex, name)
 
     def close(self) -> None:
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
+        if self._rings is not None:
+            self._rings.close()
+            self._rings = None
         for made in self._maps.values():
             made.close()
         for program in self._programs.values():

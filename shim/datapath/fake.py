@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from shim.core.link import OWN_NETNS, Place
 from shim.core.port import Port
-from shim.core.verdict import Event, Verdict
+from shim.core.verdict import Event, Traced, Verdict
 from shim.datapath.base import Enrolled, Inside
 from shim.datapath.model import Model, Outcome, Whereto
 from shim.datapath.model_state import Rules
@@ -44,6 +44,8 @@ class Fake:
 
     async def observe(self) -> list[Enrolled]:
         slots = self._model.state.slots
+        for slot in slots.values():
+            slot.traced = False  # it ends with the agent
         alive = [self._enrolled(place, number) for place, number in self._guarded.items()]
         vacant = {number for number, slot in slots.items() if slot.generation} - {found.slot for found in alive}
         for number in vacant:
@@ -78,6 +80,16 @@ class Fake:
     def events(self) -> list[Event]:
         events, self._model.events = self._model.events, []
         return events
+
+    def trace(self, port: Port, on: bool) -> None:
+        self._model.state.slot(port.slot).traced = on
+
+    def traced(self) -> list[Traced]:
+        traced, self._model.traced = self._model.traced, []
+        return traced
+
+    def left_out(self, slot: int) -> int:
+        return self._model.state.slot(slot).left_out
 
     def detached(self, place: Place) -> None:
         self.unplug(place.ifindex, place.netns)

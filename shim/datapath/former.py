@@ -19,10 +19,15 @@ class Former:
     translate: Callable[[bytes], bytes]
 
 
-RECORDS: Mapping[str, Sequence[Former]] = {}
+def _port_1(raw: bytes) -> bytes:
+    """Before a port could be traced: what there was lies where it lay."""
+    return raw + bytes(4)
+
+
+RECORDS: Mapping[str, Sequence[Former]] = {"ports": (Former(1, 28, _port_1),)}
 """By map, oldest first. Keys never change, or the map is another one."""
 
-RENEWED = frozenset({"settings", "events"})
+RENEWED = frozenset({"settings", "events", "tracings", "traces"})
 """What an agent writes anew as it starts, or may lose: these need no translation."""
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from shim.core.policy import Access
-from shim.core.verdict import Event, Verdict
+from shim.core.verdict import Event, Traced, Verdict
+from shim.datapath import abi
 from shim.datapath import model_answers as answers
 from shim.datapath import model_frames as frames
 from shim.datapath.model_frames import Frame, Packet, RefusedError, Segment
@@ -64,6 +65,7 @@ class Model:
         self.rules = rules
         self.state = State(rules)
         self.events: list[Event] = []
+        self.traced: list[Traced] = []
 
     def from_instance(self, slot: int, raw: bytes, now: int) -> Outcome:
         """A frame that the guest on a slot's tap sends."""
@@ -78,6 +80,7 @@ class Model:
         counters.update({verdict, Verdict.DELIVERED} if verdict is Verdict.OPENED else {verdict})
         if verdict.refusal:
             self._report(seen, verdict)
+        self._show(slot, verdict, raw, now)
         return self._carry_out(seen, verdict)
 
     def _judge(self, seen: Inspection) -> Verdict | None:
@@ -244,6 +247,17 @@ class Model:
         texts = (_text(source), _text(destination))
         self.events.append(Event(seen.now, seen.slot, slot.generation, verdict, *texts, *ports))
 
+    def _show(self, number: int, verdict: Verdict, raw: bytes, now: int, *, to_guest: bool = False) -> None:
+        """To an operator who traces the port."""
+        slot = self.state.slot(number)
+        if not slot.traced:
+            return
+        if not slot.traces.spend(now):
+            slot.left_out += 1
+            return
+        kept = raw[: abi.TRACE_BYTES]
+        self.traced.append(Traced(now, number, slot.generation, verdict, to_guest, len(raw), kept))
+
     def to_instance(self, raw: bytes, now: int) -> tuple[int, Outcome]:
         """A frame that the gateway namespace sends: (the ifindex it leaves by, what becomes of it)."""
         dropped = Outcome(Whereto.DROPPED, Verdict.REPLY_FOREIGN, raw)
@@ -265,10 +279,12 @@ class Model:
         verdict = _judge_reply(owner, flow, packet.family, tcp[13])
         owner.counters[verdict] += 1
         if verdict is not Verdict.REPLIED or flow is None:
+            self._show(slot, verdict, raw, now, to_guest=True)
             return 0, Outcome(Whereto.DROPPED, verdict, raw)
         flow.note(tcp[13], "service", now)
         hop_limit = owner.policy.hop_limit
         restored = answers.restored(frame, packet, flow.guest, flow.macs, flow.tags, hop_limit)
+        self._show(slot, verdict, restored, now, to_guest=True)
         return owner.tap, Outcome(Whereto.GUEST, verdict, restored)
 
 

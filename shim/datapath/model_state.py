@@ -16,6 +16,7 @@ from shim.datapath.model_frames import FIN, RST, RefusedError
 
 FLOW_QUIET_NS = 120_000_000_000
 RING_TRIES = 8
+TRACE_COST = (1_000_000, 200_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +112,15 @@ class Slot:
     counters: Counter[Verdict] = field(default_factory=Counter)
     ring: dict[int, FlowKey] = field(default_factory=dict)
     ring_next: int = 0
+    traced: bool = False
+    traces: Bucket = field(default_factory=lambda: Bucket(TRACE_COST))
+    left_out: int = 0
 
     def renew(self, rules: Rules) -> None:
         """Another owner: counting and paying begin again."""
         self.counters.clear()
         self.connections, self.reports = Bucket(rules.connection), Bucket(rules.event)
+        self.traces, self.left_out = Bucket(TRACE_COST), 0
         self.ring_next = 0
 
     @property
@@ -188,7 +193,7 @@ class State:
     def forget(self, number: int) -> None:
         """Nobody owns the slot any more; what it counted stays to be read."""
         slot = self.slot(number)
-        slot.port, slot.tap = None, 0
+        slot.port, slot.tap, slot.traced = None, 0, False
         for key in slot.ring.values():
             self.flows.pop(key, None)
         slot.ring.clear()

@@ -18,7 +18,7 @@ from uuid import UUID
 from shim.core.link import Place
 from shim.core.port import Port
 from shim.core.table import Element, Hook, Piece
-from shim.core.verdict import Event, Verdict
+from shim.core.verdict import Event, Traced, Verdict
 from shim.datapath import nft_ports, nft_rules
 from shim.datapath.base import Enrolled, Inside, Logs, Tables
 from shim.datapath.nft_ports import PRIORITY, mark_of, number, slot_of, word
@@ -99,6 +99,9 @@ class Nft:
         self._held: dict[int, Held] = {}
         self._owners: dict[int, Owner] = {}
         self._gateway = 0
+        self._traced: set[int] = set()
+        self._heard: list[Event] = []
+        self._shown: list[Traced] = []
 
     @property
     def fd(self) -> int:
@@ -219,7 +222,7 @@ class Nft:
 
     def _change_to(self, port: Port) -> None:
         """One transaction: the tap's former pieces go, the port's come."""
-        wanted, owned = nft_ports.pieces(port), nft_ports.owner(port)
+        wanted, owned = self._with_trace(nft_ports.pieces(port), port.slot, port.generation), nft_ports.owner(port)
         held, owner = self._held.get(port.ifindex, Held()), self._owners.get(port.slot, Owner())
         remove = (held.pieces - wanted) | (owner.pieces - owned)
         if owner.generation not in (0, port.generation):
@@ -228,6 +231,11 @@ class Nft:
         self._held[port.ifindex] = Held(port.slot, port.generation, wanted)
         if port.slot:
             self._owners[port.slot] = Owner(port.generation, port.instance, owned)
+
+    def _with_trace(self, pieces: frozenset[Piece], slot: int, generation: int) -> frozenset[Piece]:
+        """A port's pieces, with or without the one that has its packets shown."""
+        piece = nft_ports.traced(slot, generation)
+        return pieces | {piece} if slot in self._traced else pieces - {piece}
 
     def _counted(self, mark: int) -> frozenset[Piece]:
         """What a slot's former owner left in counters and limits."""
@@ -242,6 +250,7 @@ class Nft:
     def _release(self, ifindex: int) -> None:
         """Takes a tap's pieces out; some may be gone already, as its chain may go with the device."""
         held = self._held.pop(ifindex)
+        self._traced.discard(held.slot)
         try:
             self._change(held.pieces, ())
         except KernelError as error:
@@ -258,13 +267,36 @@ class Nft:
         return {verdict: packets for verdict, packets in counted.items() if packets}
 
     def events(self) -> list[Event]:
-        now = time.monotonic_ns()
-        found = (self._event(now, *logged) for logged in self._logs.read())
-        return [event for event in found if event is not None]
+        self._hear()
+        events, self._heard = self._heard, []
+        return events
 
-    def _event(self, ns: int, prefix: str, mark: int, packet: bytes) -> Event | None:
-        generation = self._owners.get(slot_of(mark), Owner()).generation
-        return nft_ports.read_event(ns, prefix, mark, generation, packet)
+    def traced(self) -> list[Traced]:
+        self._hear()
+        traced, self._shown = self._shown, []
+        return traced
+
+    def _hear(self) -> None:
+        """Both come by one group: whoever is not asked for waits."""
+        now = time.monotonic_ns()
+        for prefix, mark, packet, header in self._logs.read():
+            generation = self._owners.get(slot_of(mark), Owner()).generation
+            event = nft_ports.read_event(now, prefix, mark, generation, packet)
+            shown = nft_ports.read_trace(now, prefix, mark, generation, header, packet)
+            self._heard += [event] if event else []
+            self._shown += [shown] if shown else []
+
+    def trace(self, port: Port, on: bool) -> None:
+        (self._traced.add if on else self._traced.discard)(port.slot)
+        held = self._held.get(port.ifindex, Held())
+        if (held.slot, held.generation) == (port.slot, port.generation):
+            wanted = self._with_trace(held.pieces, port.slot, port.generation)
+            self._change(held.pieces - wanted, wanted - held.pieces)
+            self._held[port.ifindex] = replace(held, pieces=wanted)
+
+    def left_out(self, slot: int) -> int:
+        key = word(mark_of(slot, self._owners.get(slot, Owner()).generation))
+        return self._tables.packets("left_out", key) or 0
 
     async def join(self, inside: Inside, gateway_ifindex: int) -> None:
         raise KernelError(f"{inside.netns}: nftables has its tables in each namespace: see Spread")

@@ -12,7 +12,8 @@ from uuid import UUID
 from shim.core.policy import HOP_LIMIT_DEFAULT, Access, Policy
 from shim.core.port import Port
 from shim.core.table import Element, Hook, Piece
-from shim.core.verdict import REFUSALS_START, Event, Verdict
+from shim.core.verdict import REFUSALS_START, Event, Traced, Verdict
+from shim.datapath.abi import TRACE_BYTES
 
 PRIORITY = -150
 """Before what others commonly have at netdev ingress."""
@@ -20,11 +21,14 @@ PRIORITY = -150
 SLOT_BITS, GENERATION_BITS = 16, 13
 SLOTS_V4 = int(IPv4Address("100.64.0.0"))
 SLOTS_V6 = int(IPv6Address("fd6d:7368:696d::"))
-OF_PORT = ("stamps4", "stamps6", "taps", "served", "open4", "open6", "reset4", "reset6", "hop_limits")
+OF_PORT = ("stamps4", "stamps6", "taps", "served", "open4", "open6", "reset4", "reset6", "hop_limits", "traced")
 """The sets whose key is a port's mark."""
 
-COUNTED = ("new_connections", "reports", *(verdict.label for verdict in Verdict))
+COUNTED = ("new_connections", "reports", "tracings", "left_out", *(verdict.label for verdict in Verdict))
 """The sets to which packets add a port's mark."""
+
+TRACED = "trace "
+"""What the prefix of a packet that is shown begins with; the verdict's number follows."""
 
 OPEN = (Access.OPEN, Access.FORBID)
 """FORBID is the proxy's to refuse, so its packets pass."""
@@ -33,6 +37,11 @@ WITH_PORTS = frozenset({
     Verdict.DISABLED_RESET, Verdict.DISABLED_DROP, Verdict.RATE_LIMITED, Verdict.FLOW_LIMIT, Verdict.FLOW_CLASH,
     Verdict.NO_FLOW, Verdict.WRONG_PORT,
 })  # fmt: skip
+
+
+TO_GUEST = (
+    Verdict.REPLIED, Verdict.REPLY_FOREIGN, Verdict.REPLY_NO_PORT, Verdict.REPLY_NO_FLOW, Verdict.REPLY_DISABLED,
+)  # fmt: skip
 
 
 def word(value: int) -> bytes:
@@ -135,6 +144,30 @@ def _data_text(element: Element) -> str:
     if element.set == "stamps4":
         return str(IPv4Address(data))
     return str(IPv6Address(data)) if element.set == "stamps6" else str(number(data))
+
+
+def traced(slot: int, generation: int) -> Element:
+    """What has a port's packets shown."""
+    return Element("traced", word(mark_of(slot, generation)))
+
+
+def read_trace(ns: int, prefix: str, mark: int, generation: int, header: bytes, packet: bytes) -> Traced | None:
+    """A packet that the rules showed. How long it is in all, the IP header says; without one it is here whole."""
+    number = prefix.removeprefix(TRACED)
+    if number == prefix or not number.isdigit() or int(number) not in Verdict._value2member_map_:
+        return None
+    verdict = Verdict(int(number))
+    length = len(header) + max(_length(packet), len(packet))
+    frame = (header + packet)[:TRACE_BYTES]
+    return Traced(ns, slot_of(mark), generation, verdict, verdict in TO_GUEST, length, frame)
+
+
+def _length(packet: bytes) -> int:
+    """What an IP header says of it; of anything else nothing."""
+    kind = packet[0] >> 4 if len(packet) >= 20 else 0
+    if kind == 4:
+        return int.from_bytes(packet[2:4], "big")
+    return 40 + int.from_bytes(packet[4:6], "big") if kind == 6 else 0
 
 
 def read_event(ns: int, prefix: str, mark: int, generation: int, packet: bytes) -> Event | None:

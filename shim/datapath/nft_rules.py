@@ -16,6 +16,7 @@ from string import Template
 from shim.core.policy import HOP_LIMIT_DEFAULT
 from shim.core.verdict import Verdict
 from shim.datapath import abi, guard_rules
+from shim.datapath.nft_ports import TRACED
 
 SERVICE_MAC = "02:00:a9:fe:a9:fe"
 HOST_MAC = "02:00:00:00:00:01"
@@ -26,6 +27,9 @@ OWNER_MASK = (1 << OWNER_BITS) - 1
 
 OPENING_SECONDS, QUIET_SECONDS = 5, 600
 """How long a connection is remembered that the service does not answer, or is closing; and one that is silent."""
+
+TRACE_RATE, TRACE_BURST = 1000, 200
+"""Packets of a traced port that are shown a second, and at once."""
 
 PROXY_CONNECTIONS = 1024  # of one guest: what the proxy would hold open, with room
 
@@ -123,6 +127,8 @@ def _values(settings: Settings) -> dict[str, str | int]:
         "extensions": EXTENSIONS,
         "counters": _lines((_counter_set(settings, verdict) for verdict in Verdict), 1),
         "refusals": "\n".join(_refusal(settings, v) for v in Verdict if v.refusal and v not in (*WITH_RESET, *NOBODYS)),
+        "traces": "\n".join(_trace(settings, verdict) for verdict in Verdict if verdict not in NOBODYS),
+        **{f"trace_{verdict.label}": _traced(verdict) for verdict in Verdict},
         "report_no_flow": _report(settings, Verdict.NO_FLOW),
         "report_disabled_reset": _report(settings, Verdict.DISABLED_RESET),
         "hops": "\n".join(map(_hop, range(1, HOP_LIMIT_DEFAULT + 1))),
@@ -176,8 +182,23 @@ def _report(settings: Settings, verdict: Verdict) -> str:
     return f"update @reports {{ meta mark & {hex(OWNER_MASK)} {limit} }} {log}"
 
 
+def _traced(verdict: Verdict) -> str:
+    """Where a packet of a traced port is shown."""
+    return f"meta mark & {hex(OWNER_MASK)} @traced jump trace_{verdict.label}"
+
+
+def _trace(settings: Settings, verdict: Verdict) -> str:
+    """Shows a packet, while the port's bucket for it lasts, and counts it else."""
+    owner = f"meta mark & {hex(OWNER_MASK)}"
+    limit = f"limit rate {TRACE_RATE}/second burst {TRACE_BURST} packets"
+    log = f'log prefix "{TRACED}{verdict.value}" group {settings.group} snaplen {abi.TRACE_BYTES}'
+    rules = [f"update @tracings {{ {owner} {limit} }} {log} return", f"add @left_out {{ {owner} counter }}"]
+    return f"\tchain trace_{verdict.label} {{\n{_lines(rules)}\n\t}}"
+
+
 def _refusal(settings: Settings, verdict: Verdict) -> str:
-    rules = [f"add @{verdict.label} {{ meta mark & {hex(OWNER_MASK)} counter }}", _report(settings, verdict), "drop"]
+    counted = f"add @{verdict.label} {{ meta mark & {hex(OWNER_MASK)} counter }}"
+    rules = [counted, _report(settings, verdict), _traced(verdict), "drop"]
     return f"\tchain refuse_{verdict.label} {{\n{_lines(filter(None, rules))}\n\t}}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from shim.core.link import OWN_NETNS, Place
 from shim.core.port import Port
-from shim.core.verdict import Event, Verdict
+from shim.core.verdict import Event, Traced, Verdict
 from shim.datapath.base import Datapath, Enrolled, Inside
 from shim.errors import KernelError
 
@@ -88,6 +88,17 @@ class Spread:
 
     def events(self) -> list[Event]:
         return [event for one in self._all() for event in one.events()]
+
+    def trace(self, port: Port, on: bool) -> None:
+        if port.netns in self._of:
+            self._of[port.netns].trace(port, on)
+
+    def traced(self) -> list[Traced]:
+        return [packet for one in self._all() for packet in one.traced()]
+
+    def left_out(self, slot: int) -> int:
+        one = self._of.get(self._where.get(slot, OWN_NETNS))
+        return one.left_out(slot) if one is not None else 0
 
     def detached(self, place: Place) -> None:
         if place.netns in self._of:

@@ -15,7 +15,7 @@ _PACKET, _CONFIG = 0, 1
 _COMMAND, _MODE, _THRESHOLD = 1, 2, 5
 _BIND = 1
 _COPY_PACKET = 2
-_MARK, _PAYLOAD, _PREFIX = 2, 9, 10
+_MARK, _PAYLOAD, _PREFIX, _LINK_HEADER = 2, 9, 10, 16
 _RECEIVE_BYTES = 1 << 16
 _ROUNDS = 256  # datagrams a call: a flood must not keep the reader for ever
 
@@ -23,7 +23,7 @@ _ROUNDS = 256  # datagrams a call: a flood must not keep the reader for ever
 class NfLog:
     """The packets of one group of the network namespace that `enter` leads to: one reader at a time."""
 
-    def __init__(self, group: int, copy_bytes: int = 64, enter: rtnl.Enter = nullcontext) -> None:
+    def __init__(self, group: int, copy_bytes: int = 256, enter: rtnl.Enter = nullcontext) -> None:
         self._enter = enter
         self._group = group
         self._copy_bytes = copy_bytes
@@ -58,8 +58,9 @@ class NfLog:
             nfnl.number(_THRESHOLD, 1),  # each at once, not a second's together
         ]
 
-    def read(self) -> list[tuple[str, int, bytes]]:
-        """(prefix, mark, packet from its network header) of what came since the last call. Never waits."""
+    def read(self) -> list[tuple[str, int, bytes, bytes]]:
+        """(prefix, mark, packet from its network header, what is before that) of what came since the last call. Never
+        waits."""
         found = []
         for _ in range(_ROUNDS if self._socket else 0):
             try:
@@ -80,7 +81,7 @@ class NfLog:
             self._socket = None
 
 
-def _read(body: bytes) -> tuple[str, int, bytes]:
+def _read(body: bytes) -> tuple[str, int, bytes, bytes]:
     found = rtnl.attributes(body[nfnl.GENERIC_BYTES :])
     mark = int.from_bytes(found.get(_MARK, b""), "big")
-    return rtnl.text(found.get(_PREFIX, b"")), mark, found.get(_PAYLOAD, b"")
+    return rtnl.text(found.get(_PREFIX, b"")), mark, found.get(_PAYLOAD, b""), found.get(_LINK_HEADER, b"")

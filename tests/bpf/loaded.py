@@ -21,7 +21,7 @@ from uuid import UUID
 
 from shim.core.policy import Policy
 from shim.core.port import Port
-from shim.core.verdict import Event, Verdict
+from shim.core.verdict import Event, Traced, Verdict
 from shim.datapath import abi, bpf, compile
 from shim.datapath.ebpf import RULES
 
@@ -31,8 +31,9 @@ ADDRESSES = [SERVICE_V4, SERVICE_V6, SERVICE_LINK_LOCAL]
 PORTS = [80, 8775]
 FLOWS = 8
 INSTANCE = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
-GATEWAY_IFINDEX = 77
 LOOPBACK = 1
+GATEWAY_IFINDEX = LOOPBACK
+"""Where a test run's frames come in by: replies come by the end of the gateway's link that the port is behind."""
 
 SHOT, REDIRECT, PASSED = 2, 7, 0xFFFFFFFF
 """TC_ACT_SHOT, TC_ACT_REDIRECT, TC_ACT_UNSPEC"""
@@ -71,12 +72,12 @@ class Loaded:
         compile.run(RULES, folder, sys.executable)
         self._from = bpf.open_pin(folder / "from_instance-new")
         self._to = bpf.open_pin(folder / "to_instance-new")
-        self._ring = bpf.Ring(self.maps["events"])
+        self._rings = bpf.Rings(self.maps["events"], self.maps["traces"])
 
     def reset(self, policy: Policy | None = None, *, settings: bytes | None = None) -> None:
         """As at the start: one open port, no connections, nothing counted or reported."""
         self.maps["settings"].update(SLOT, settings or globals()["settings"]())
-        for name in ("port_states", "counters"):
+        for name in ("port_states", "counters", "tracings"):
             self.maps[name].update(SLOT, bytes(self.maps[name].shape.value_bytes))
         for name in ("flows", "rings"):
             for key in list(self.maps[name].keys()):
@@ -84,10 +85,11 @@ class Loaded:
         self.enrol(port(policy))
         self.maps["taps"].update(SLOT, struct.pack("=I", LOOPBACK))
         self.events()
+        self.traced()
 
-    def enrol(self, port: Port | None) -> None:
+    def enrol(self, port: Port | None, *, traced: bool = False) -> None:
         """Gives slot 0 to a port, or to nobody."""
-        raw = abi.pack_port(port, GATEWAY_IFINDEX) if port else bytes(ct.sizeof(abi.PortRecord))
+        raw = abi.pack_port(port, GATEWAY_IFINDEX, traced=traced) if port else bytes(ct.sizeof(abi.PortRecord))
         self.maps["ports"].update(SLOT, raw)
 
     def counters(self) -> dict[Verdict, int]:
@@ -96,7 +98,13 @@ class Loaded:
         return abi.read_counters(raw)
 
     def events(self) -> list[Event]:
-        return [abi.read_event(raw) for raw in self._ring.read()]
+        return [abi.read_event(raw) for raw in self._rings.read("events")]
+
+    def traced(self) -> list[Traced]:
+        return [abi.read_trace(raw) for raw in self._rings.read("traces")]
+
+    def left_out(self) -> int:
+        return abi.read_left_out(self.maps["tracings"].lookup(SLOT) or b"")
 
     def flows(self) -> list[abi.Flow]:
         found = self.maps["flows"]
@@ -125,7 +133,7 @@ class Loaded:
         return Run(action, after, {verdict: n for verdict, n in counted.items() if n})
 
     def close(self) -> None:
-        self._ring.close()
+        self._rings.close()
         for made in self.maps.values():
             made.close()
         os.close(self._from)

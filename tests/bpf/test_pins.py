@@ -162,7 +162,7 @@ class TestBeginsAnew:
         assert held(new["ports"]) == {}, "its programs may still be on taps"
 
     def test_when_nothing_is_known_of_a_former_record(self, root, used, caplog):
-        pins = Pins(root, Shape(2, PORTS, FLOWS), AFTER)
+        pins = Pins(root, Shape(2, PORTS, FLOWS), AFTER, {})
         self.cut(pins, caplog, "nothing is known of the ports of version 1")
 
     def test_when_a_former_map_is_of_another_shape(self, root, used, caplog):

@@ -29,6 +29,8 @@ STRUCTS = {
     "counters": abi.Counters,
     "flows": abi.Flow,
     "event_shape": abi.EventRecord,
+    "tracings": abi.Tracing,
+    "trace_shape": abi.TraceRecord,
 }
 KEYS = {"flows": abi.FlowKey, "rings": abi.RingKey}
 
@@ -47,9 +49,9 @@ def layout(kind):
     if hasattr(kind, "_length_"):
         return [ctypes.sizeof(kind), kind._length_]
     return [ctypes.sizeof(kind), None]
-extra = "BPF_ARRAY(event_shape, struct event, 1);" + sys.argv[2]
+extra = "BPF_ARRAY(event_shape, struct event, 1);BPF_ARRAY(trace_shape, struct trace, 1);" + sys.argv[2]
 module = bcc.BPF(text=(compile.source(RULES) + extra).encode(), cflags=compile._flags(Path(sys.argv[1])))
-names = ["ports", "port_states", "counters", "flows", "rings", "event_shape"]
+names = ["ports", "port_states", "counters", "flows", "rings", "event_shape", "tracings", "trace_shape"]
 print(json.dumps({name: {"key": layout(module[name].Key), "leaf": layout(module[name].Leaf)} for name in names}))
 """
 
@@ -142,6 +144,7 @@ def test_the_constants_are_equal():
         "SERVICES": abi.SERVICES,
         "SERVICE_PORTS": abi.SERVICE_PORTS,
         "TAGS": abi.TAGS,
+        "TRACE_BYTES": abi.TRACE_BYTES,
         "ABSENT": abi.ABSENT,
         "SERVED": abi.SERVED,
         "ANONYMOUS": abi.ANONYMOUS,
@@ -182,12 +185,13 @@ def test_the_maps_fit_the_sizes_that_are_asked_for():
     shapes = {shape.name: shape for shape in abi.maps(100, 16)}
     declared = re.findall(r'BPF_TABLE_PINNED\("(\w+)", [^,]+, [^,]+, (\w+),', (LIB / "abi.h").read_text())
     kinds = {"array": abi.ARRAY, "hash": abi.HASH, "devmap": abi.DEVMAP}
-    assert {name: kinds[kind] for kind, name in declared} | {"events": abi.RINGBUF} == {
+    assert {name: kinds[kind] for kind, name in declared} | {"events": abi.RINGBUF, "traces": abi.RINGBUF} == {
         name: shape.kind for name, shape in shapes.items()
     }
-    assert {shapes[name].entries for name in ("ports", "port_states", "counters", "taps")} == {101}
+    assert {shapes[name].entries for name in ("ports", "port_states", "counters", "taps", "tracings")} == {101}
     assert {shapes[name].entries for name in ("flows", "rings")} == {1600}
-    assert shapes["events"].entries & (shapes["events"].entries - 1) == 0, "a ring buffer's size is a power of two"
+    for ring in ("events", "traces"):
+        assert shapes[ring].entries & (shapes[ring].entries - 1) == 0, "a ring buffer's size is a power of two"
 
 
 class TestPacking:

@@ -56,7 +56,8 @@ class TestText:
         assert "limit rate 50/second burst 200 packets } goto admit4" in TEXT
         assert "limit rate 10/second burst 10 packets" in TEXT
         assert "group 7 " in TEXT
-        assert " log " not in ruleset(replace(SETTINGS, event_rate=0)).text
+        assert "snaplen 64" in TEXT
+        assert "snaplen 64" not in ruleset(replace(SETTINGS, event_rate=0)).text
 
     def test_no_port_can_take_anothers_room(self):
         each = SETTINGS.flows // SETTINGS.max_ports
@@ -163,3 +164,39 @@ class TestEvents:
     @pytest.mark.parametrize("prefix", ["", "x", "-5", "1", "999", "17 "])
     def test_of_a_prefix_that_is_not_ours_is_none(self, prefix):
         assert nft_ports.read_event(99, prefix, 5, 3, b"") is None
+
+
+class TestTraces:
+    HEADER = bytes(range(14))
+
+    def read(self, packet, prefix="trace 33", header=HEADER):
+        return nft_ports.read_trace(99, prefix, nft_ports.mark_of(5, 3) | 6 << 29, 3, header, bytes(packet))
+
+    def test_a_packet_with_what_is_before_it(self):
+        packet = IP(src="10.0.0.5", dst="169.254.169.254") / TCP(dport=80)
+        found = self.read(packet)
+        assert (found.slot, found.generation, found.verdict, found.to_guest) == (5, 3, Verdict.VLAN_DEPTH, False)
+        assert (found.frame, found.length) == (self.HEADER + bytes(packet), 14 + 40)
+
+    @pytest.mark.parametrize("ip", [IP(), IPv6()])
+    def test_one_that_was_cut_is_as_long_as_it_says(self, ip):
+        whole = bytes(ip / TCP() / bytes(1000))
+        found = self.read(whole[:256])
+        assert (found.frame, found.length) == ((self.HEADER + whole)[:256], 14 + len(whole))
+
+    def test_one_of_arp_is_here_whole(self):
+        assert self.read(bytes(28)).length == 14 + 28
+
+    def test_a_reply_is_to_the_guest(self):
+        assert self.read(b"", "trace 2").to_guest
+        assert self.read(b"", "trace 42").to_guest
+
+    @given(st.sampled_from(sorted(Verdict)), st.binary(max_size=300))
+    def test_anything_is_shown_all_the_same(self, verdict, packet):
+        found = self.read(packet, f"trace {verdict.value}")
+        assert (found.verdict, found.frame) == (verdict, (self.HEADER + packet)[:256])
+        assert found.length >= len(found.frame)
+
+    @pytest.mark.parametrize("prefix", ["", "33", "trace ", "trace x", "trace 0", "trace 999", "trace -2"])
+    def test_of_a_prefix_that_is_not_ours_is_none(self, prefix):
+        assert self.read(b"", prefix) is None

@@ -22,6 +22,8 @@
 #define FIN_BOTH 3
 #define ENDED 4
 
+#define TRACE_BYTES 256 /* of a frame, for operators who trace its port */
+
 #define SLOT_BASE_V4 0x64400000u /* 100.64.0.0 + slot is who speaks, inside the gateway namespace */
 #define SLOT_PREFIX_V6 {0xfd, 0x6d, 0x73, 0x68, 0x69, 0x6d} /* fd6d:7368:696d::/96 + slot */
 #define SERVICE_MAC 0x02, 0x00, 0xa9, 0xfe, 0xa9, 0xfe /* ARP and ND answer, and the gateway's own link */
@@ -48,6 +50,8 @@ struct port {
     u8 access6;
     u8 hop_limit;
     u8 instance[16]; /* for an agent that starts and finds the port there */
+    u8 traced;       /* whether its packets are shown to an operator */
+    u8 pad[3];
 };
 
 struct port_state {
@@ -55,6 +59,11 @@ struct port_state {
     u64 events_ns;
     u32 ring_next;
     u32 pad;
+};
+
+struct tracing {
+    u64 spent_ns; /* token bucket of what is shown */
+    u64 left_out; /* packets of a traced port that were not shown, by now */
 };
 
 struct counters {
@@ -105,20 +114,40 @@ struct event {
     u16 pad;
 };
 
+/* A packet of a traced port: from the guest as it came, to the guest as it leaves. */
+struct trace {
+    u64 ns; /* CLOCK_MONOTONIC */
+    u32 slot;
+    u32 generation;
+    u32 length; /* of the whole frame, without the tag beside it */
+    u16 kept;
+    u16 tag_protocol; /* of the tag that stands beside the packet, network order; 0: there is none */
+    u16 tag_tci;      /* network order */
+    u8 verdict;
+    u8 to_guest;
+    u8 frame[TRACE_BYTES];
+    u8 pad[4];
+};
+
 BPF_TABLE_PINNED("array", u32, struct settings, settings, 1, PINS "/settings");
 BPF_TABLE_PINNED("array", u32, struct port, ports, 1, PINS "/ports");
 BPF_TABLE_PINNED("array", u32, struct port_state, port_states, 1, PINS "/port_states");
 BPF_TABLE_PINNED("array", u32, struct counters, counters, 1, PINS "/counters");
+BPF_TABLE_PINNED("array", u32, struct tracing, tracings, 1, PINS "/tracings");
 /* The kernel itself forgets a device here when it goes, so no reply reaches a later device of the same index. */
 BPF_TABLE_PINNED("devmap", u32, u32, taps, 1, PINS "/taps");
 BPF_TABLE_PINNED("hash", struct flow_key, struct flow, flows, 1, PINS "/flows");
 BPF_TABLE_PINNED("hash", struct ring_key, struct flow_key, rings, 1, PINS "/rings");
 
-/* bcc has no macro for a ring buffer with a pin: this is what one would expand to. */
-struct events_table_t {
+/* bcc has no macro for a ring buffer with a pin: this is what one would expand to. What is traced has a ring of its
+ * own, so that it takes no refusal's place. */
+struct ring_table_t {
     int key;
     u32 leaf;
     int (*ringbuf_output)(void *, u64, u64);
+    void *(*ringbuf_reserve)(u64);
+    void (*ringbuf_submit)(void *, u64);
     u32 max_entries;
 };
-__attribute__((section("maps/ringbuf:" PINS "/events"))) struct events_table_t events = {.max_entries = 65536};
+__attribute__((section("maps/ringbuf:" PINS "/events"))) struct ring_table_t events = {.max_entries = 65536};
+__attribute__((section("maps/ringbuf:" PINS "/traces"))) struct ring_table_t traces = {.max_entries = 262144};
