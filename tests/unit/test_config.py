@@ -83,6 +83,11 @@ BAD = [
     ("datapath.event_rate", "-1"),
     ("datapath.hop_limit", "65"),
     ("policy.enabled", '"yes"'),
+    ("datapath.namespaces", '"rack*"'),
+    ("datapath.namespaces", '["a/b"]'),
+    ("datapath.namespaces", '[""]'),
+    ("identity.netns_prefix", '"a b"'),
+    ("identity.netns_prefix", '"a/"'),
     ("identity.sources", "[]"),
     ("identity.sources", '["file", "file"]'),
     ("identity.sources", '["fil"]'),
@@ -249,7 +254,7 @@ def test_load_says_which_file(tmp_path: Path) -> None:
 
 def test_settings_describe_every_field_once() -> None:
     found = settings()
-    assert len({s.name for s in found}) == len(found) == 61
+    assert len({s.name for s in found}) == len(found) == 63
     assert all(s.sentence.endswith(".") and s.type and s.default for s in found)
     ports = next(s for s in found if s.name == "datapath.max_ports")
     assert (ports.type, ports.default) == ("number 1 to 65535", "4096")
