@@ -165,7 +165,7 @@ class Embedded:
         look: Look | None = None,
     ) -> Response | Pending:
         """What is now, to one who may have it already. `look` says what is now, should it be used up meanwhile."""
-        if _is_known(known, rendered):
+        if known is not None and _matches(known, rendered.etag):
             return _not_modified(rendered.response)
         if rendered.claims:
             return self._claimed(caller, request, rendered, look or (lambda now: self._rendered(now, request)))
@@ -234,7 +234,8 @@ class Embedded:
         now = self._made(entry, request if wait is None else _asked(request))
         if wait is not None and now.response.status == 200 and (wait.sse or not wait.is_over(now.etag)):
             return wait
-        return Rendered(_not_modified(now.response)) if wait is None and _is_known(known, now) else now
+        is_known = wait is None and known is not None and _matches(known, now.etag)
+        return Rendered(_not_modified(now.response)) if is_known else now
 
     # Waiting.
 
@@ -355,13 +356,10 @@ def _conditions(request: Request) -> tuple[bytes | None, Wait | Response | None]
     return known, replace(wait, backend=EMBEDDED) if isinstance(wait, Response) else wait
 
 
-def _is_known(known: bytes | None, rendered: Rendered) -> bool:
-    """Whether the guest has it, as its If-None-Match says."""
-    return known is not None and bool(rendered.etag) and _matches(known, rendered.etag)
-
-
 def _matches(known: bytes, etag: str) -> bool:
-    """Whether If-None-Match (RFC 9110, 13.1.2) names this tag; weakly, as it says."""
+    """Whether If-None-Match (RFC 9110, 13.1.2) names this tag; weakly, as it says. An error has none."""
+    if not etag:
+        return False
     if known.strip() == b"*":
         return True
     return any(one.strip().removeprefix(b"W/").strip(b'"') == etag.encode() for one in known.split(b","))
