@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shim.identity.said import TROUBLE_MAX, Said
+from shim.identity.said import TROUBLE_MAX, Said, plain
 from shim.identity.speaker import CAP_DAC_OVERRIDE, Speaker
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Telling:
         """The next message; None when there is nothing to be said. First comes the whole table, then what changed."""
         follower = self._follower
         claims, gone = follower.interfaces.news() if follower.read else ((), ())
-        trouble = follower.trouble[:TROUBLE_MAX]
+        trouble = plain(follower.trouble, TROUBLE_MAX)
         whole = follower.read and not self._begun
         if not (whole or claims or gone) and trouble == self._trouble:
             return None

@@ -32,6 +32,9 @@ BACKOFF_MS = (1000, 2000)
 PATIENCE = 2.0
 """Seconds that a first answer may take before it is somebody's trouble."""
 
+STRANGE = (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
+"""What comes of a server that is none, out of the library or of what it lets through. TLS that fails is an OSError."""
+
 Message = ovs.jsonrpc.Message
 
 
@@ -98,7 +101,7 @@ class Follower:
             self._session.run()
             self._renew()
             return self._receive()
-        except (OSError, ValueError) as error:  # OSError: TLS that fails is one
+        except STRANGE as error:
             self._give_up(str(error))
             return False
 
