@@ -16,13 +16,13 @@ import pytest
 from shim.control.why_shapes import WhyView
 from shim.core.policy import Access, Family, Tokens
 from shim.core.prospect import Prospect, Rule
-from tests.backends.raw import Raw
+from tests.backends.raw import Raw, message, says
 from tests.backends.wiring import forward_to
 from tests.lab import Lab, VethGuest
 from tests.lab.namespace import wait_until
 from tests.netns.conftest import on_both
 from tests.netns.hypervisor import BOTH, Hypervisor, uuid_of
-from tests.netns.live import add, enrol, rest_of
+from tests.netns.live import add, enrol, parts_of, rest_of
 from tests.netns.say import Reply, get, parse, request, say
 from tests.netns.talk import ID, V4, V6, connect
 
@@ -332,6 +332,50 @@ def test_no_tap_and_what_it_would_get_with_one(place: Place) -> None:
     place.site.disable(other)
     supposed = place.site.api.why(other, {"path": USER_DATA}).supposed
     assert supposed is not None and supposed.prospect.kind == "reset"
+
+
+def test_sources_that_disagree(place: Place) -> None:
+    other, host = uuid_of(7), place.site.lab.host
+    place.site.api.put_document(other, DOCUMENT)
+    host.ip.link("set", index=place.guest.tap_ifindex, ifalias=f"metashim:{other}")
+    try:
+        wait_until(lambda: "conflict" in [rule.name for rule in place.why(ID).rules], "the alias to be seen")
+        conflict = named(place.why(ID), "conflict", "tap")
+        assert conflict.says == f"operator says {place.instance} and wins; alias says {other}"
+        assert get(place.guest, ID).body.decode() == str(place.instance)
+        view = place.site.api.why(other, {"path": ID})
+        assert view.prospect.kind == "dropped" and "and wins" in named(view, "conflict", "tap").says
+    finally:
+        host.ip.link("set", index=place.guest.tap_ifindex, ifalias="")
+
+
+def test_a_tap_in_another_namespace(place: Place) -> None:
+    where, instance = place.site.lab.namespace("rack"), uuid_of(next(_numbers))
+    guest = place.site.lab.veth_guest("far", "qvo1", host=where, bridge=None, mac="02:00:00:00:00:08", v4="10.0.0.8/24")
+    place.site.api.attach("qvo1", instance, where.name)
+    wait_until(lambda: place.site.api.instance(instance).ports[:1], "its port")
+    view = place.site.api.why(instance, {"path": ID})
+    assert (view.tap, view.netns, view.prospect.status) == ("qvo1", where.name, 200)
+    assert get(guest, ID).body.decode() == str(instance)
+    place.site.disable(instance)
+    assert place.site.api.why(instance, {"path": ID}).prospect.kind == "reset"
+    with pytest.raises(ConnectionRefusedError):
+        get(guest, ID)
+    place.site.api.detach("qvo1", where.name)
+
+
+def test_what_is_composed_with_a_backends_answer(place: Place) -> None:
+    theirs, ours = b"#cloud-config\npackages: [theirs]\n", b"#cloud-config\npackages: [ours]\n"
+    place.site.api.set_routes(place.instance, {"/": "http"})
+    place.site.api.put_document(place.instance, b'{"project_id": "blue"}')
+    place.far.play(USER_DATA, says(message(theirs)))
+    assert [rule.name for rule in place.why(USER_DATA).rules if rule.part == "backend"] == ["identity", "http"]
+    assert get(place.guest, USER_DATA).body == theirs
+    add(place.site, place.instance, "ours", ours)
+    view = place.why(USER_DATA)
+    assert (named(view, "sources").says, view.prospect.kind) == ("instance/ours", "forwarded")
+    assert named(view, "overlay").says == "if http answers 200 or 404, the store's sources are composed with it"
+    assert parts_of(get(place.guest, USER_DATA).body) == [ours, theirs]
 
 
 def test_without_a_worker(place: Place) -> None:
