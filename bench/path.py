@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from statistics import median
 
-from pyroute2 import AsyncIPRoute
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
@@ -99,7 +98,7 @@ class Host:
 
     async def _opened(self) -> Datapath:
         kind: Kind = "ebpf" if self.rules == "ebpf" else "nft"
-        datapath = datapath_of(self._config, AsyncIPRoute(), kind)
+        datapath = datapath_of(self._config, kind)
         await datapath.open(self.space.index("gw0"))
         return datapath
 

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pyroute2 import AsyncIPRoute
-
 from shim.config import Config
 from shim.core.kv import KvLimits
 from shim.core.policy import Access, Policy
@@ -81,14 +79,14 @@ def gateway_of(config: Config) -> gateways.Gateway:
     return gateways.Gateway(config.host.name, config.datapath.service_addresses, str(SLOTS_V4), str(SLOTS_V6))
 
 
-def datapath_of(config: Config, route: AsyncIPRoute, kind: Kind) -> Datapath:
+def datapath_of(config: Config, kind: Kind) -> Datapath:
     """A datapath of that kind, with the configured settings."""
     if kind == "ebpf":
-        return _ebpf(config, route)
+        return _ebpf(config)
     return Spread(_nft(config), lambda inside: _nft(config, inside))
 
 
-def _ebpf(config: Config, route: AsyncIPRoute) -> Ebpf:
+def _ebpf(config: Config) -> Ebpf:
     path = config.datapath
     settings = abi.pack_settings(
         list(path.service_addresses),
@@ -98,7 +96,7 @@ def _ebpf(config: Config, route: AsyncIPRoute) -> Ebpf:
         event_rate=path.event_rate,
         flows_per_port=path.flows_per_port,
     )
-    return Ebpf(Filters(route), config.pins, settings, path.max_ports, path.flows_per_port)
+    return Ebpf(Filters(), config.pins, settings, path.max_ports, path.flows_per_port)
 
 
 def _nft(config: Config, inside: Inside | None = None) -> Nft:

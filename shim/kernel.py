@@ -58,7 +58,7 @@ class Kernel:
         self.datapath = self._datapath("nft" if config.datapath.datapath == "nft" else "ebpf")
 
     def _datapath(self, kind: Kind) -> Datapath:
-        return datapath_of(self._config, self._route, kind)
+        return datapath_of(self._config, kind)
 
     async def start(self) -> bool:
         """Guard, gateway, datapath; whether the gateway's namespace is a new one. Raises KernelError."""
@@ -236,7 +236,7 @@ def _insides(config: Config, opened: contextlib.ExitStack) -> Iterator[Inside]:
 
 def _removals(config: Config, route: AsyncIPRoute, insides: list[Inside]) -> Iterator[Awaitable[None]]:
     for kind in ("ebpf", "nft"):
-        yield _remove_datapath(datapath_of(config, route, kind), insides)
+        yield _remove_datapath(datapath_of(config, kind), insides)
     branches = Branches(gateway_of(config))
     for inside in insides:
         yield branches.remove(inside)

@@ -56,7 +56,7 @@ class Inside:
         except OSError:
             os.close(self._fd)
             raise
-        self.filters = Filters(self.route, self.entered)
+        self.filters = Filters(self.entered)
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
         """Moves this thread there and back. No awaiting inside."""

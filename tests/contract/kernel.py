@@ -94,7 +94,7 @@ class Hypervisor:
             if self.rack is not None:
                 made = Spread(made, lambda inside: _nft_in(inside, settings))
         else:
-            made = Ebpf(Filters(self.route), self.pins, SETTINGS, MAX_PORTS, FLOWS)
+            made = Ebpf(Filters(), self.pins, SETTINGS, MAX_PORTS, FLOWS)
         self.run(made.open(self.link))
         if self.rack is not None:
             self.run(made.join(self.rack, self.run(self.branches.ensure(self.rack))))
