@@ -83,15 +83,15 @@ def main(remote: str, tls: str = "") -> None:
     follower, poller = Follower(remote, tls), Poller()
     telling = Telling(follower)
     while True:
-        follower.run()
+        more = follower.run()
         said = telling.next()
         if said is not None:
             speaker.say(said)
             del said  # ten thousand claims, before a long wait
             time.sleep(PACE)
-            continue
-        follower.wait(poller)
-        poller.block()
+        elif not more:
+            follower.wait(poller)
+            poller.block()
 
 
 if __name__ == "__main__":

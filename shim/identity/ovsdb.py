@@ -25,6 +25,9 @@ TABLE = "Interface"
 MONITOR = "metashim"
 """What this monitor is called in the server's updates. A connection has one only."""
 
+MESSAGES_AT_ONCE = 256
+"""After as many it is told what is new, also while more come without an end."""
+
 PROBE_MS = 5000
 """After that long without a word the server is asked for one, and let go of when it stays silent as long again."""
 
@@ -69,7 +72,7 @@ def _whole_characters(recv: Callable[[int], tuple[int, bytes]]) -> Callable[[int
 
 
 class Follower:
-    """`interfaces` is the table as last read; `read` whether it is as the server has it now, `ever` whether it was."""
+    """`interfaces` is the table as last read; `read` whether the server has it so now, as far as one can know."""
 
     def __init__(self, remote: str, tls: str = "") -> None:
         """`remote` as the library takes it: `unix:PATH`, `tcp:HOST:PORT` or `ssl:HOST:PORT`, which needs `tls`, the
@@ -79,7 +82,7 @@ class Follower:
             ovs.stream.Stream.ssl_set_certificate_file(f"{tls}/cert.pem")
             ovs.stream.Stream.ssl_set_ca_cert_file(f"{tls}/ca.pem")
         self.interfaces = Interfaces()
-        self.read = self.ever = False
+        self.read = False
         self._remote = remote
         self._began = time.monotonic()
         self._reconnect = _Reconnect(ovs.timeval.msec())
@@ -96,13 +99,14 @@ class Follower:
         return session
 
     def run(self) -> bool:
-        """Takes over all that has arrived; whether there was anything. Never raises, never waits."""
+        """Takes over what has arrived; True when there may be more. Never raises for what a server does, nor waits."""
         try:
             self._session.run()
             self._renew()
             return self._receive()
         except STRANGE as error:
-            self._give_up(str(error))
+            sense = isinstance(error, OSError | ValueError)
+            self._give_up(str(error) if sense else f"it makes no sense ({error!r})")
             return False
 
     def _renew(self) -> None:
@@ -120,17 +124,18 @@ class Follower:
             self._session.send(request)
 
     def _receive(self) -> bool:
-        heard = False
-        while (message := self._session.recv()) is not None:
+        for _ in range(MESSAGES_AT_ONCE):
+            message = self._session.recv()
+            if message is None:
+                return False
             self._take(message)
-            heard = True
-        return heard
+        return True
 
     def _take(self, message: Any) -> None:
         """Raises ValueError for what is no answer."""
         if message.type == Message.T_REPLY and message.id == self._asked:
             self.interfaces.replace(_table(message.result))
-            self.read = self.ever = True
+            self.read = True
             self._reconnect.why = ""
         elif message.type == Message.T_ERROR and message.id == self._asked:
             raise ValueError(f"it refuses to tell of {TABLE}: {message.error}")
