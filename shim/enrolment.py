@@ -119,7 +119,7 @@ class Enrolment:
                 await asyncio.sleep(0)
 
     def _known(self) -> list[Place]:
-        return list(self._links.keys() | self.ports.keys() | self.failures.keys())
+        return list(dict.fromkeys([*self._links, *self.ports, *self.failures]))
 
     async def _settle_one(self, place: Place, again: bool) -> None:
         held = self.ports.get(place)

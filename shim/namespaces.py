@@ -67,7 +67,10 @@ class Namespaces:
     async def run(self) -> None:
         """Keeps up with what is mounted, until cancelled."""
         async for _ in named.changes():
-            await self.settle()
+            try:
+                await self.settle()
+            except Exception:  # the boundary of one look; an audit takes another
+                log.exception("a look at the network namespaces failed")
 
     async def settle(self) -> None:
         """Enters what is wanted, and leaves what has gone or is wanted no more."""

@@ -133,17 +133,19 @@ class Rounds:
 
     async def _round(self) -> None:
         everyone, self._resolve_all = self._resolve_all, False
-        if everyone:
-            await self._enter()
         if time.monotonic() >= self._audit_at or not self._ground.stands(self._links):
             self._audit_at = time.monotonic() + AUDIT_SECONDS
             await self._audit()
+        elif everyone:
+            await self._enter()
+            await self._enrolment.settle()
         else:
-            await self._enrolment.settle(None if everyone else list(self._enrolment.failures))
+            await self._enrolment.settle(list(self._enrolment.failures))
 
     async def _audit(self) -> None:
         """Makes all of it again that somebody may have touched."""
         fresh = await self._ground.audit()
+        await self._enter()
         await self._enrolment.settle(again=True)
         await self._ground.hand_over(self._enrolment.failures.keys())
         if fresh:
