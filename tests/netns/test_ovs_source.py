@@ -244,6 +244,34 @@ def test_a_storm_of_ports_ends_as_it_should(ovsdb):
     run(steps())
 
 
+def test_news_come_while_changes_do_not_end(ovsdb):
+    async def steps() -> None:
+        ovsdb.plug_many({tap(n): ids(n) for n in range(50)})
+        async with following(ovsdb.remote) as source:
+            await source.well()
+            over = False
+
+            def churn() -> None:
+                number = 0
+                while not over:
+                    row = {"external_ids": ["map", [["vm-uuid", str(uuid_of(number % 50))], ["note", str(number)]]]}
+                    where = [["name", "!=", "tap1"]]
+                    ovsdb.transact({"op": "update", "table": "Interface", "where": where, "row": row})
+                    number += 1
+
+            churning = asyncio.create_task(quietly(churn))
+            try:
+                for number in range(5):
+                    await quietly(partial(ovsdb.plug_many, {f"new{number}": ids(7)}))
+                    await source.until(lambda: source.who(f"new{number}"), f"new{number}")  # noqa: B023
+            finally:
+                over = True
+                await churning
+            await source.well()
+
+    run(steps())
+
+
 def test_killed_under_changes(ovsdb, monkeypatch):
     """kill -9 of the child twenty times: nobody's identity goes meanwhile, and no change is lost."""
     monkeypatch.setattr(child, "BACKOFF_SECONDS", (0.05,))
