@@ -154,7 +154,7 @@ class Catalog:
     def view(self, entry: Entry) -> View:
         """All that is known of an instance."""
         instance, policy = entry.instance, entry.policy
-        document = self.document(instance)
+        document = self.document(instance).completed(entry.name, entry.flavor)
         return View(
             instance,
             document,

@@ -153,7 +153,7 @@ class Enrolment:
         self.resolutions[place] = resolution
         return Wanted(
             link.name, resolution.instance, self._policy_of(resolution.instance),
-            resolution.project, resolution.address,
+            resolution.project, resolution.address, resolution.name, resolution.flavor,
         )  # fmt: skip
 
     def _outdone(self, resolution: Resolution, better: Place) -> Resolution:

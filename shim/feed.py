@@ -88,6 +88,8 @@ class Entry(msgspec.Struct, frozen=True):
     closed: tuple[str, ...] = ()
     until: float | None = None
     on_read: bool = False
+    name: str = ""
+    flavor: str = ""
 
 
 class Table(msgspec.Struct, frozen=True, tag=True):

@@ -50,6 +50,8 @@ def feed_entry(port: Port) -> feed.Entry | None:
         (*policy.closed, *policy.latched),
         auto.until if auto else None,
         auto.on_read if auto else False,
+        port.name,
+        port.flavor,
     )
 
 

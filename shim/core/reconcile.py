@@ -24,6 +24,8 @@ class Wanted:
     policy: Policy
     project: str = ""
     address: str = ""
+    name: str = ""
+    flavor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,9 @@ def reconcile(
         former = held.get(place)
         if former is not None and former.instance == want.instance:
             port = replace(
-                former, tap=want.tap, policy=want.policy, project=want.project, address=want.address
-            )
+                former, tap=want.tap, policy=want.policy, project=want.project, address=want.address, name=want.name,
+                flavor=want.flavor,
+            )  # fmt: skip
             if again or port != former:
                 yield Ensure(port)
             continue
@@ -87,9 +90,10 @@ def reconcile(
         # The new owner's record replaces the former's on the tap in one step; only then is the former's slot freed.
         yield Ensure(
             Port(
-                *given, place.ifindex, want.tap, place.netns, want.instance, want.policy, want.project, want.address
+                *given, place.ifindex, want.tap, place.netns, want.instance, want.policy, want.project, want.address,
+                want.name, want.flavor,
             )
-        )
+        )  # fmt: skip
         if former is not None:
             yield Remove(former)
 

@@ -49,7 +49,8 @@ def address_of(slot: int, family: Family) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Who has a slot. `generation` tells two owners of one slot apart; `project` and `address` may be empty."""
+    """Who has a slot. `generation` tells two owners of one slot apart. What follows the policy is what the source of the
+    identity says of the instance, each empty where it does not."""
 
     slot: int
     generation: int
@@ -57,6 +58,8 @@ class Entry:
     policy: Policy
     project: str = ""
     address: str = ""
+    name: str = ""
+    flavor: str = ""
 
 
 class Table:

@@ -46,6 +46,14 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     vendor_data2: Any = None
     networks: tuple[Network, ...] = ()
 
+    def completed(self, name: str, flavor: str) -> Document:
+        """This document, with a name and an instance type that others know of, where it has none itself."""
+        name = "" if self.name else _fit(name)
+        flavor = "" if self.instance_type else _fit(flavor)
+        if not name and not flavor:
+            return self
+        return msgspec.structs.replace(self, name=name or self.name, instance_type=flavor or self.instance_type)
+
     @property
     def host(self) -> str | None:
         """The host name without a domain of its own."""
@@ -146,6 +154,15 @@ def _refuse_type(message: str) -> NoReturn:
     field = place.rstrip("`").lstrip(".") or "the document"
     text = re.sub("`(.*?)`", r"\1", what)
     raise InputError(f"{field}: {text[:1].lower()}{text[1:]}", "see the fields of a document in the README")
+
+
+def _fit(text: str) -> str:
+    """A line that others said, or nothing where no document could hold it."""
+    try:
+        rules.line("", text)
+    except InputError:
+        return ""
+    return text
 
 
 def _check(document: Document) -> None:

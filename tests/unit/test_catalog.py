@@ -392,3 +392,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     room.store._db.execute("PRAGMA synchronous = OFF")  # of this test's own connection
     yield room
     room.close()
+
+
+def test_what_the_source_of_an_identity_says_stands_in_where_the_document_says_nothing(room: Room) -> None:
+    entry = Entry(1, 1, A, Policy(), name="web-1", flavor="m1.small")
+    said = room.catalog.view(entry).document
+    assert (said.name, said.instance_type, said.host) == ("web-1", "m1.small", "web-1")
+    room.store.put_document(A, b'{"name": "own"}')
+    room.look()
+    said = room.catalog.view(entry).document
+    assert (said.name, said.instance_type) == ("own", "m1.small")
+    assert room.catalog.view(room.entry()).document.instance_type is None, "what is kept is the document alone"

@@ -290,3 +290,12 @@ def test_any_bytes_are_taken_or_refused(raw: bytes) -> None:
         decode(raw)
     except InputError as error:
         assert error.hint
+
+
+def test_what_others_know_completes_a_document_and_never_speaks_against_it() -> None:
+    assert Document().completed("web-1", "m1.small") == Document(name="web-1", instance_type="m1.small")
+    own = Document(name="own", instance_type="c5")
+    assert own.completed("web-1", "m1.small") is own
+    assert Document(name="own").completed("web-1", "m1.small") == Document(name="own", instance_type="m1.small")
+    assert Document().completed("", "") == Document()
+    assert Document().completed("two\nlines", "m1\0small") == Document(), "nothing that no document could hold"
