@@ -124,6 +124,30 @@ class TestTapsElsewhere:
                     subprocess.run(["ip", "netns", "del", path], check=True)
             await_gone(shared, path)
 
+    def test_many_that_come_and_go_leave_nothing_open(self, shared):
+        """Sockets in a namespace would keep it alive for ever."""
+
+        def held() -> int:
+            return len(list(Path(f"/proc/{shared.agent.pid}/fd").iterdir()))
+
+        def cycle(number: int) -> None:
+            name = f"{shared.lab.prefix}-rackc{number}"
+            subprocess.run(["ip", "netns", "add", name], check=True)
+            subprocess.run(["ip", "-n", name, "link", "add", "tap0", "type", "bridge"], check=True)
+            await_port(shared, name, "tap0", None)
+            subprocess.run(["ip", "netns", "del", name], check=True)
+            await_gone(shared, name)
+
+        cycle(0)
+        with Path("/run/netns", shared.name).open() as gateway:
+            links = ["nsenter", f"--net=/proc/self/fd/{gateway.fileno()}", "ip", "-o", "link"]
+            before = held(), subprocess.run(links, check=True, capture_output=True, pass_fds=[gateway.fileno()]).stdout
+            for number in range(1, 9):
+                cycle(number)
+            wait_until(lambda: held() <= before[0], "the agent to let go of them")
+            after = subprocess.run(links, check=True, capture_output=True, pass_fds=[gateway.fileno()]).stdout
+        assert after.count(b"gw") == before[1].count(b"gw")
+
     def test_nothing_leaks_before_a_tap_is_enrolled_nor_while_it_is_nobodys(self, shared, rack):
         rack.ip.link("add", ifname=ON_BRIDGE, kind="bridge")
         rack.set_up(rack.index(ON_BRIDGE))
