@@ -72,6 +72,7 @@ class Embedded:
         self._now = now
         self._cache = cache or Cache()
         self.watches = Watches(self._evaluate, self._failed, now)
+        self._ending = False
         self._logged = ""
 
     def __call__(self, caller: Caller, entry: Entry, request: Request) -> Answer:
@@ -103,6 +104,11 @@ class Embedded:
             self.notice()
         except StoreError as error:
             logger.error("%s", error)
+
+    def end_waits(self) -> None:
+        """Nobody waits any more, as this process ends: polls are over early, streams end, and both ask another one."""
+        self._ending = True
+        self.watches.end()
 
     def recheck(self, entry: Entry) -> None:
         """What an instance may do, or may see, changed."""
@@ -250,6 +256,8 @@ class Embedded:
         if wait.is_over(rendered.etag):
             return self._deliver(caller, entry, request, None, rendered)
         deliver, late = partial(self._deliver_now, caller, asked), partial(self._late, caller, asked, wait)
+        if self._ending:
+            return late()
         return self.watches.wait(caller, asked, rendered, wait.seconds, deliver, late, "gce" if wait.gce else "poll")
 
     def _deliver_now(self, caller: Caller, request: Request, rendered: Rendered) -> Response | Pending:
@@ -269,7 +277,7 @@ class Embedded:
 
     async def _events(self, caller: Caller, request: Request, last: str | None) -> AsyncIterator[bytes]:
         """One event for each state that is looked at, until the guest leaves or may see it no more."""
-        while True:
+        while not self._ending:
             try:
                 rendered = self._evaluate(caller, request)
             except (StoreError, Unready) as error:

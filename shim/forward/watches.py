@@ -127,6 +127,15 @@ class Watches:
         if idle and self._woken:
             self._loop.call_soon(self._run)
 
+    def end(self) -> None:
+        """The time of all who wait is over."""
+        for instance in list(self._groups):
+            if instance in self._woken:
+                self._look_at(instance)  # it changed, and its turn had not come
+            for group in list(self._groups.get(instance, {}).values()):
+                for waiter in list(group.waiters):
+                    self._answer(waiter, group.late())
+
     def _run(self) -> None:
         """A slice of those who woke."""
         end = self._loop.time() + SLICE_SECONDS

@@ -104,15 +104,25 @@ class Channel(Answering[C]):
         self._tell(status, len(answer.body))
         self._linger()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is begun."""
+        return self._state is State.READING and self._parser.phase is Phase.IDLE
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether no request has come yet."""
+        return not self._begun
+
     def wind_down(self) -> None:
-        """End now if no request is begun, else after its response."""
-        if self._state is State.READING and self._parser.phase is Phase.IDLE:
-            self._close()
+        """End now if no request is begun or has arrived, else after its response."""
+        if self.is_idle:
+            self._close_unless_asked()
 
     def time_out(self) -> None:
         """The deadline has passed."""
-        if self._state is State.READING and self._parser.phase is Phase.IDLE:
-            self._close()
+        if self.is_idle:
+            self._close_unless_asked()
         elif self._state is State.READING or self._waits_for_body():
             self._server.stats.timed_out += 1
             self._turn_away(408, "request not complete in time")
@@ -147,8 +157,7 @@ class Channel(Answering[C]):
 
     def _await_more(self) -> None:
         phase = self._parser.phase
-        if self._server.draining and phase is _IDLE:
-            self._close()
+        if self._server.closing and phase is _IDLE and self._close_unless_asked():
             return
         if phase is not self._phase:
             self._phase = phase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -95,6 +96,15 @@ class Line(asyncio.Protocol):
         self._end(State.CLOSING, self._drain_seconds)
         self._transport.close()
 
+    def _close_unless_asked(self) -> bool:
+        """Close a connection on which nothing is under way, unless the peer has sent what was not read yet: that would
+        be answered by a reset. The peer hears of the end at once, not at the end of the loop's turn."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and not self._transport.is_closing() and not _end_unless_asked(sock.fileno()):
+            return False
+        self._close()
+        return True
+
     def _end(self, state: State, seconds: float) -> None:
         self._state = state
         self.deadline = self._now() + seconds
@@ -103,3 +113,20 @@ class Line(asyncio.Protocol):
     def _give_up(self) -> None:
         """The connection ends: let go of what is under way on it."""
         raise NotImplementedError
+
+
+def _end_unless_asked(fd: int) -> bool:
+    """Send a FIN if there is nothing to read. One system call after the other: between them a request may come in."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        try:
+            if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                return False
+        except BlockingIOError:
+            pass
+        except OSError:
+            return True  # the peer has gone
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        return True

@@ -7,6 +7,7 @@ by nothing that is sent on it. It runs on any asyncio loop; uvloop is what it is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import struct
@@ -27,12 +28,16 @@ from shim.http.serialize import error_response
 
 log = logging.getLogger("metashim.http")
 
-BACKLOG = 1024
+BACKLOG = 4096  # of those who wait while no worker accepts; the host's somaxconn may be less
 # Connections over a limit that are told so (429, 503) at one time; the ones after that are reset.
 TOLD_AT_ONCE = 16
 # Failures logged per sweep: what a guest can provoke must not fill the disk.
 FAILURES_LOGGED = 10
 SWEEP_SECONDS = 1.0
+# For the first request on a connection that was accepted just before no more are.
+FRESH_SECONDS = 2.0
+# Turns of the loop in which one that it has accepted gets to its channel.
+TURNS_TO_MEET = 16
 # A receipt's commit that outlasts its connection, when the server ends.
 COMMIT_SECONDS = 0.5
 # The kernel's flow table forgets a flow that is silent for long: keep the idle ones in its mind.
@@ -109,13 +114,14 @@ class Server(Generic[C]):
         self.outbox = Outbox(loop.call_soon)
         self.patience = _patience(limits)
         self.stats = Stats()
-        self.draining = False
+        self.draining = False  # each response is the last of its connection
+        self.closing = False  # and who has none to come is closed
         self._admit = admit
         self._limit_key = limit_key
         self._channels: set[Channel[C]] = set()
         self._held: Counter[Hashable] = Counter()
         self._listeners: list[asyncio.Server] = []
-        self._empty = asyncio.Event()
+        self._left = asyncio.Event()
         self._closings: set[asyncio.Task[None]] = set()
         self._deliveries: set[asyncio.Task[None]] = set()
         self._failures_logged = 0
@@ -127,7 +133,7 @@ class Server(Generic[C]):
         return len(self._channels)
 
     async def serve(self, sockets: Iterable[socket.socket]) -> None:
-        """Accept on these bound sockets from now on, until `drain`. They are closed then."""
+        """Accept on these bound sockets from now on, until `stop_accepting`. They are closed then."""
         loop = asyncio.get_running_loop()
         for sock in sockets:
             if sock.family == socket.AF_UNIX:
@@ -146,21 +152,41 @@ class Server(Generic[C]):
             channel.reset()
         return len(found)
 
+    def stop_accepting(self) -> None:
+        """Who connects from now on waits for another process that accepts on the same sockets."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+
+    async def retire(self, seconds: float) -> None:
+        """Answer on, but let each response be the last of its connection. Returns once all who were idle have been told
+        so, or have left, or after so many seconds.
+
+        To close an idle connection is to lose the request that may be on its way on it.
+        """
+        self.draining = True
+        await self._gone({channel for channel in self._channels if channel.is_idle}, seconds)
+
     async def drain(self, grace: float) -> None:
-        """Accept no more, let what is begun end within `grace` seconds, then reset the rest.
+        """Accept no more, close what is idle, let what is begun end within `grace` seconds, then reset the rest.
 
         A receipt that commits still is waited for, so that it hears what became of its response.
         """
+        end = time.monotonic() + grace
         self.draining = True
-        for listener in self._listeners:
-            listener.close()
+        self.stop_accepting()
+        for _ in range(TURNS_TO_MEET):
+            await asyncio.sleep(0)
+        for channel in tuple(self._channels):
+            if not channel.is_fresh:
+                channel.wind_down()
+        await self._gone({channel for channel in self._channels if channel.is_idle}, min(FRESH_SECONDS, grace))
+        self.closing = True
         for channel in tuple(self._channels):
             channel.wind_down()
-        try:
-            await asyncio.wait_for(self._gone(), grace)
-        except TimeoutError:
+        if not await self._gone(self._channels, end - time.monotonic()):
             self.abort(lambda caller: True)
-            await self._gone()
+            await self._gone(self._channels, None)
         if self._deliveries:
             await asyncio.wait(self._deliveries, timeout=COMMIT_SECONDS)
         if self._sweep_timer is not None:
@@ -189,8 +215,7 @@ class Server(Generic[C]):
         self._held[channel.key] -= 1
         if not self._held[channel.key]:
             del self._held[channel.key]
-        if not self._channels:
-            self._empty.set()
+        self._left.set()
 
     def fail(self, method: bytes, error: BaseException) -> Response:
         """Count and log a failure of ours; what to answer."""
@@ -249,7 +274,7 @@ class Server(Generic[C]):
     def _check_limits(self, channel: Channel[C]) -> None:
         over = self._held[channel.key] - self.limits.connections_per_instance
         over_total = self.connections - self.limits.connections
-        if over <= 0 and over_total <= 0 and not self.draining:
+        if over <= 0 and over_total <= 0:
             return
         if over > 0:
             self.stats.over_instance_limit += 1
@@ -270,10 +295,14 @@ class Server(Generic[C]):
             place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown place"
             log.error("%s: %s at %s", what, type(error).__name__, place)
 
-    async def _gone(self) -> None:
-        while self._channels:
-            self._empty.clear()
-            await self._empty.wait()
+    async def _gone(self, channels: set[Channel[C]], seconds: float | None) -> bool:
+        """Whether all of these connections ended within so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self._channels.isdisjoint(channels):
+                    self._left.clear()
+                    await self._left.wait()
+        return self._channels.isdisjoint(channels)
 
     def _sweep(self) -> None:
         now = self.clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Awaitable
@@ -110,6 +111,71 @@ def test_drain_lets_what_is_begun_end(run: Run) -> None:
             await asyncio.wait_for(drained, 3)
             with pytest.raises(ConnectionRefusedError):
                 await here.connect()
+
+    run(main())
+
+
+def test_who_was_idle_learns_with_its_next_response_that_it_was_the_last(run: Run) -> None:
+    async def main() -> None:
+        async with site() as here:
+            kept, silent = [await here.connect() for _ in range(2)]
+            for reader, writer in (kept, silent):
+                writer.write(GET)
+                assert "connection" not in (await response(reader))[1]
+            retired = asyncio.ensure_future(here.server.retire(0.5))
+            await asyncio.sleep(0.1)
+            new = await here.connect()
+            for reader, writer in (kept, new):
+                writer.write(GET)
+                assert (await response(reader))[1]["connection"] == "close"
+                assert await asyncio.wait_for(reader.read(), SOON) == b""
+            assert not retired.done(), "one is left to be told"
+            await asyncio.wait_for(retired, SOON)
+            assert here.server.connections == 1
+            await here.server.drain(1)
+            assert await asyncio.wait_for(silent[0].read(), SOON) == b""
+
+    run(main())
+
+
+def test_retire_waits_for_nobody_but_who_was_idle(run: Run) -> None:
+    endless = Endless()
+
+    async def main() -> None:
+        async with site(endless) as here:
+            _, writer = await here.connect()
+            writer.write(GET)
+            await until(lambda: endless.begun == 1)
+            await asyncio.wait_for(here.server.retire(60), 2)
+
+    run(main())
+
+
+def test_a_request_that_came_before_the_close_is_answered(run: Run) -> None:
+    async def main() -> None:
+        async with site() as here:
+            reader, writer = await here.connect()
+            writer.write(GET)
+            await response(reader)
+            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as sock:
+                sock.send(GET)  # past the loop, which does not know of it when the drain begins
+            await here.server.drain(5)
+            assert (await response(reader))[1]["connection"] == "close"
+
+    run(main())
+
+
+def test_who_was_accepted_and_not_met_yet_is_answered(run: Run) -> None:
+    async def main() -> None:
+        async with site() as here:
+            with socket.create_connection(("127.0.0.1", here.port)) as sock:
+                sock.sendall(GET)
+                for _ in range(3):  # until the loop has accepted it
+                    await asyncio.sleep(0)
+                await here.server.drain(5)
+                sock.settimeout(SOON)
+                if here.server.stats.accepted:
+                    assert sock.recv(9) == b"HTTP/1.1 "
 
     run(main())
 

@@ -177,6 +177,19 @@ def test_what_is_so_until_a_time_is_looked_at_then() -> None:
     tell(story)
 
 
+def test_at_the_end_all_are_late_but_those_for_whom_there_is_news() -> None:
+    async def story(room: Room) -> None:
+        late, endless, news = room.wait(), room.wait(seconds=inf), room.wait(B)
+        room.set("b1", B)
+        room.watches.end()
+        assert (late.response, endless.response) == (LATE, LATE)
+        assert news.response is not None
+        assert news.response.body == b"b1"
+        assert len(room.watches) == 0
+
+    tell(story)
+
+
 def test_thousands_wake_in_slices_and_let_others_in() -> None:
     async def story(room: Room) -> None:
         instances = [UUID(int=n) for n in range(10, 3010)]
