@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Coroutine
 from pathlib import Path
@@ -23,6 +22,7 @@ from uuid import UUID
 from pyroute2 import AsyncIPRoute
 
 from shim import log as logs
+from shim import systemd
 from shim.config import Config
 from shim.control.api import MAX_BODY, Api
 from shim.control.shapes import Ailment
@@ -41,7 +41,6 @@ from shim.host import (
     control_group,
     default_policy,
     kv_limits,
-    notify,
     operator_of,
     proxy_user,
     tables_of,
@@ -53,9 +52,9 @@ from shim.identity.resolve import Resolver
 from shim.journal import Changes, Journal
 from shim.kernel import Kernel, is_ours
 from shim.kernel import teardown as remove_kernel_side
+from shim.listeners import Listeners
 from shim.metadata.store import Store
 from shim.namespaces import Namespaces
-from shim.netlink import gateway as gateways
 from shim.netlink.links import Links
 from shim.netlink.nftables import Watch
 from shim.operations import AgentOperations
@@ -97,12 +96,13 @@ async def _main(config: Config) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGQUIT, agent.leave, stop)
+        loop.add_signal_handler(signal.SIGHUP, agent.reload)
         try:
             if await _unless(stop, agent.start()):
-                notify("READY=1")
+                systemd.notify("READY=1")
                 await agent.work(stop)
         finally:
-            notify("STOPPING=1")
+            systemd.notify("STOPPING=1")
             await agent.stop()
 
 
@@ -141,9 +141,10 @@ class Agent:
         self._resolver = Resolver(sources_of(config, self._store))
         self._leaving = False
         addresses = {"nova": config.nova.addresses, "http": config.http.addresses}
+        self._listeners = Listeners(self._kernel.gateway, config.datapath.service_ports)
         self._workers = Workers(
-            config.proxy.workers, self._uid, config.feed_socket, self._listen, self._worker_task, self._feed_table,
-            Ledger(config.proxy.workers, self._owner, addresses), self._worker_failed,
+            config.proxy.workers, self._uid, config.feed_socket, self._listeners.all, self._worker_task,
+            self._feed_table, Ledger(self._owner, addresses), self._worker_failed,
             lambda *asked: self._writes.hear(*asked), lambda reader: self._writes.gone(reader),
         )  # fmt: skip
         self._signing = Signing(config.token_keys, time.time, self._workers.keys)
@@ -194,6 +195,8 @@ class Agent:
         namespaces = self._wire()
         if fresh:  # workers of an earlier run listen where nobody comes any more
             end_workers(self._config)
+        self._listeners.gather(noted(self._config))
+        self._workers.prepare()
         ready = asyncio.Event()
         self._tasks.append(asyncio.ensure_future(self._links.run(ready)))
         await ready.wait()
@@ -243,6 +246,7 @@ class Agent:
 
     def _gateway_renewed(self) -> None:
         log.error("somebody removed the namespace %s: it is made anew", self._kernel.gateway.name)
+        self._listeners.drop()
         self._workers.renew()
 
     async def stop(self) -> None:
@@ -271,6 +275,11 @@ class Agent:
         self._leaving = True
         stop.set()
 
+    def reload(self) -> None:
+        """SIGHUP: new workers, one by one; guests that keep connections have as long as an idle one is kept."""
+        self._journal.note("proxy", "each worker gets a successor")
+        self._workers.replace(self._config.proxy.idle_seconds + FINISH_SECONDS)
+
     def _port_changed(self, port: Port, here: bool) -> None:
         entry = feed_entry(port)
         if entry is None:
@@ -287,9 +296,6 @@ class Agent:
     def _feed_table(self) -> list[Entry]:
         entries = (feed_entry(port) for port in self._enrolment.ports.values())
         return [entry for entry in entries if entry is not None]
-
-    def _listen(self) -> list[socket.socket]:
-        return gateways.listen(self._kernel.gateway, self._config.datapath.service_ports)
 
     def _worker_task(self, fds: list[int]) -> Task:
         proxy = self._config.proxy
@@ -435,6 +441,12 @@ def teardown(config: Config) -> None:
 async def _teardown(config: Config) -> None:
     async with AsyncIPRoute() as route:
         await remove_kernel_side(config, route)
+
+
+def noted(config: Config) -> list[int]:
+    """The pids of the workers that run, of whichever agent."""
+    notes = sorted(Path(config.host.run_dir).glob("worker*.pid"))
+    return [pid for pid in map(running, notes) if pid]
 
 
 def end_workers(config: Config) -> None:

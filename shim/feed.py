@@ -147,7 +147,7 @@ class Explain(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):
-    """Accept no more, end what is begun within `grace` seconds, then exit."""
+    """Accept no more, as a successor does; end what is open within `grace` seconds, then exit."""
 
     grace: float
 

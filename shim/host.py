@@ -38,14 +38,6 @@ Kind = Literal["ebpf", "nft"]
 OTHER: dict[str, Kind] = {"ebpf": "nft", "nft": "ebpf"}
 
 
-def notify(state: str) -> None:
-    """Tells systemd (sd_notify(3)), if it asked."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
-            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
-
-
 @contextlib.contextmanager
 def alone(config: Config) -> Iterator[None]:
     """Holds the lock that makes this the only one who changes what an agent of this name has. Raises ConflictError."""

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from uuid import UUID
 
@@ -47,8 +48,16 @@ from shim.tally import Tally
 logger = logging.getLogger("shim.proxy")
 
 AGAIN_SECONDS = 0.2
+AT_FIRST_SECONDS = 0.02
+"""The same, as long as guests wait because it knows nothing yet."""
 LOAD_SECONDS = 2.0
 FINISH_SECONDS = 5.0
+IDLE_SECONDS = 1.0
+"""For a last request on each connection that is idle when a worker is told to end, before it accepts no more."""
+UNKNOWN_SECONDS = 30.0
+"""How long a worker waits for an agent to say whose guests are whose: until then it accepts nothing."""
+DISMISSALS = 5
+"""An agent that has so often nothing to say to a worker does not know it, and has others."""
 DESCRIPTORS_BESIDE_CONNECTIONS = 64
 
 
@@ -58,6 +67,7 @@ class Worker:
     def __init__(self, task: feed.Task, backends: Backends) -> None:
         self.table = Table()
         self.finished = asyncio.Event()
+        self.knows = asyncio.Event()
         self._task = task
         self._reader = Reader(Path(task.store))
         self._catalog = Catalog(self._reader, task.sources.composition, task.sources.limit_bytes)
@@ -76,7 +86,8 @@ class Worker:
         self.server: Server[Caller] = Server(
             self._service.handle, task.limits, self._admit, limit_key=lambda c: c.instance, observe=self._observe
         )
-        self._ends: set[asyncio.Task[None]] = set()
+        self._end: asyncio.Task[None] | None = None
+        self._dismissals = 0
         self._feed: asyncio.StreamWriter | None = None  # to the agent, while it listens
 
     def _wired(self) -> Service:
@@ -123,6 +134,7 @@ class Worker:
             for entry in message.entries:
                 self._changed(entry)
             self._embedded.changed()  # who knows what was written while there was no agent to say so
+            self.knows.set()
         elif isinstance(message, feed.Put):
             self.table.put(_entry(message.entry))
             self._changed(message.entry)
@@ -138,7 +150,7 @@ class Worker:
         elif isinstance(message, feed.Explain):
             self._explain(message)
         else:
-            self.finish(message.grace)
+            self.retire(message.grace)
 
     def _explain(self, message: feed.Explain) -> None:
         try:
@@ -173,12 +185,30 @@ class Worker:
                 and (c.generation != entry.generation or policy.access(c.family) in ended)
             )
 
-    def finish(self, grace: float = FINISH_SECONDS) -> None:
-        """Ends in good order: what is begun is finished first."""
-        if not self._ends:
-            self._ends.add(asyncio.ensure_future(self._finish(grace)))
+    async def accept(self, sockets: list[socket.socket]) -> None:
+        """Answers who connects, unless it is to end already."""
+        if self._end is None:
+            await self.server.serve(sockets)
 
-    async def _finish(self, grace: float) -> None:
+    def finish(self) -> None:
+        """SIGTERM: ends in good order. Nobody may accept for a while afterwards, so that while is kept short."""
+        self._begin_to_end(self._finish(IDLE_SECONDS, FINISH_SECONDS - IDLE_SECONDS))
+
+    def retire(self, grace: float) -> None:
+        """There is a successor: leaves all new connections to it, and has time for those that are idle."""
+        self.server.stop_accepting()
+        self._embedded.end_waits()
+        self._begin_to_end(self._finish(max(0, grace - FINISH_SECONDS), FINISH_SECONDS))
+
+    def _begin_to_end(self, end: Coroutine[None, None, None]) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        self._end = asyncio.ensure_future(end)
+
+    async def _finish(self, idle: float, grace: float) -> None:
+        await self.server.retire(idle)
+        self.server.stop_accepting()
+        self._embedded.end_waits()
         await self.server.drain(grace)
         await self._backends.close()
         if self._feed is not None:
@@ -187,20 +217,24 @@ class Worker:
 
     async def follow_agent(self) -> None:
         """Keeps the table up; without an agent it stays as it is."""
-        while True:
+        while self._dismissals < DISMISSALS:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, ValueError):
                 await self._converse()
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(AGAIN_SECONDS if self.knows.is_set() else AT_FIRST_SECONDS)
+        logger.warning("the agent does not know this worker: it ends")
+        self.finish()
 
     async def _converse(self) -> None:
         reader, writer = await asyncio.open_unix_connection(self._task.feed, limit=1 << 26)
         self._feed = writer
+        self._dismissals += 1
         try:
             writer.write(feed.encode(feed.Hello(os.getpid(), feed.PROTOCOL)))
             self._asks.connected(writer.write)
             report = asyncio.ensure_future(self._report(writer))
             try:
                 while line := await reader.readline():
+                    self._dismissals = 0
                     message = feed.read_from_agent(line)
                     self.take(message)
                     if not isinstance(message, feed.Finish | feed.Told | feed.Explain):
@@ -265,8 +299,13 @@ async def _serve(task: feed.Task, backends: Backends) -> None:
         loop.add_signal_handler(number, worker.finish)
     sockets = [socket.socket(fileno=fd) for fd in task.sockets]
     follow = asyncio.ensure_future(worker.follow_agent())
-    await worker.server.serve(sockets)
-    gc.freeze()
+    try:
+        await asyncio.wait_for(worker.knows.wait(), UNKNOWN_SECONDS)  # before that, every guest is a stranger
+    except TimeoutError:
+        worker.finish()
+    else:
+        await worker.accept(sockets)
+        gc.freeze()
     await worker.finished.wait()
     follow.cancel()
 

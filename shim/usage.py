@@ -7,6 +7,7 @@ What a worker tells is believed of nobody but the owners of slots, and the addre
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -79,13 +80,13 @@ class Ledger:
     """One per agent. `owner` says whose a slot is, None if nobody's; `addresses` are the configured ones by backend."""
 
     def __init__(
-        self, workers: int, owner: Callable[[int, int], UUID | None], addresses: Mapping[str, Sequence[str]]
+        self, owner: Callable[[int, int], UUID | None], addresses: Mapping[str, Sequence[str]]
     ) -> None:
         self._owner = owner
         self._addresses = [(name, address) for name, some in addresses.items() for address in some]
         self._names = {"", EMBEDDED, *addresses}
-        self._last: list[dict[Hashable, Sequence[int]]] = [{} for _ in range(workers)]
-        self._states: list[dict[tuple[str, str], feed.AddressHealth]] = [{} for _ in range(workers)]
+        self._last: defaultdict[int, dict[Hashable, Sequence[int]]] = defaultdict(dict)
+        self._states: dict[int, dict[tuple[str, str], feed.AddressHealth]] = {}
         self._host: tuple[int, ...] = (0,) * len(feed.COUNTS)
         self._events: tuple[int, ...] = (0, 0, 0)  # malformed, accepted, turned away
         self._spent: dict[str, tuple[int, ...]] = {}
@@ -130,15 +131,20 @@ class Ledger:
         self._last[worker][key] = tuple(map(max, last, now))
         return [max(0, n - before) for before, n in zip(last, now, strict=True)]
 
-    def began(self, worker: int) -> None:
-        """Another process has that place now."""
-        self._last[worker] = {}
-        self._states[worker] = {}
+    def ended(self, worker: int) -> None:
+        """Whoever has that number next begins at 0."""
+        self._last.pop(worker, None)
+        self._states.pop(worker, None)
+
+    def moved(self, worker: int, number: int) -> None:
+        """The worker has another number now."""
+        self._last[number] = self._last.pop(worker, {})
+        self._states.pop(worker, None)
 
     def gone(self, slot: int, generation: int) -> None:
         """The slot is nobody's any more. An instance without any is forgotten."""
         owner = (slot, generation)
-        for last in self._last:
+        for last in self._last.values():
             last.pop(owner, None)
         instance = self._owners.pop(owner, None)
         if instance is None:
@@ -165,7 +171,7 @@ class Ledger:
         return [self._address(*key) for key in self._addresses]
 
     def _address(self, backend: str, address: str) -> AddressView:
-        states = (heard.get((backend, address)) for heard in self._states)
+        states = (heard.get((backend, address)) for heard in self._states.values())
         unwell = next((state for state in states if state is not None and not state.healthy), None)
         if unwell is None:
             return AddressView(backend, address, True)

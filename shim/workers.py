@@ -2,6 +2,10 @@
 
 A worker that runs already when the agent starts (the former agent was killed) is found again by the note
 of its pid, and by the feed it reconnects to; its connections never notice.
+
+A worker that is to be replaced goes on until its successor serves. From then on it is a former one: it accepts no more,
+ends what it has, and is told all that changes until its end, as it answers guests still. Its note bears a number of its
+own, beyond those of the places.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,10 +40,17 @@ UNREAD_BYTES = 1 << 24
 STEADY_SECONDS = 10.0
 """A worker that ran this long did not fail at its start: the next one is started without delay."""
 
+SUCCESSOR_SECONDS = 30.0
+"""How long one that hears nothing of what changes is kept for its successor to serve."""
 
-@dataclass
+KILL_SECONDS = 5.0
+"""What a former worker gets beyond its grace, before it is killed."""
+
+
+@dataclass(eq=False)
 class Worker:
-    """One place for a worker. `pid` is 0 while it is empty."""
+    """One place for a worker, or a former one. `pid` is 0 while it is empty. `foreign`: of a version that is not spoken
+    to."""
 
     number: int
     pid: int = 0
@@ -50,6 +61,7 @@ class Worker:
     writer: asyncio.StreamWriter | None = None
     known: asyncio.Event = field(default_factory=asyncio.Event)
     process: subprocess.Popen[bytes] | None = None
+    foreign: bool = False
     done: int = 0
     progress: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -60,7 +72,7 @@ class Worker:
 
 
 class Workers:
-    """`listen` makes listening sockets, `task` what a worker is started with given their descriptors, `table` is
+    """`listen` gives the listening sockets, `task` what a worker is started with given their descriptors, `table` is
     the whole table as of now, `ledger` keeps what they count. `failed` is told of a worker that ended unasked, `asked`
     of what guests ask (through which connection of a worker, what, how to answer), `left` of such a connection's end.
     """
@@ -89,41 +101,64 @@ class Workers:
         self._failed = failed
         self._asked = asked
         self._left = left
-        self._sockets: list[socket.socket] = []
+        self._former: list[Worker] = []
         self._keys: tuple[tuple[int, bytes], ...] = ()
         self._number = 0
         self._stopping = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: set[asyncio.Task[None]] = set()
+        self._replacing = asyncio.Lock()
         self._server: asyncio.Server | None = None
 
+    def prepare(self) -> None:
+        """Finds workers that run, and starts those that are missing: what they take to start goes on beside whatever is
+        to be done before `start`. Until then they accept nothing."""
+        for worker in self.all:
+            worker.pid = running(self._note(worker.number))
+            if not worker.pid:
+                with contextlib.suppress(OSError):  # it is tried again
+                    self._spawn(worker)
+
     async def start(self) -> None:
-        """Opens the feed, takes over workers that run, and starts those that are missing."""
+        """Opens the feed, and from then on has a worker in each place. After `prepare`."""
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
-        for worker in self.all:  # so that those who reconnect at once are known
-            worker.pid = running(self._note(worker.number))
         self._server = await asyncio.start_unix_server(self._serve, self._path, limit=feed.LINE_BYTES)
         os.chown(self._path, self._uid, -1)
         self._path.chmod(0o600)
         self._end_surplus()
-        self._tasks = [asyncio.ensure_future(self._keep(worker)) for worker in self.all]
+        for worker in self.all:
+            self._do(self._tasks, self._keep(worker))
+
+    def _do(self, tasks: set[asyncio.Task[None]], what: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(what)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    @property
+    def _running(self) -> list[Worker]:
+        """All who answer guests, or may."""
+        return [*self.all, *self._former]
 
     def _note(self, number: int) -> Path:
         return self._path.with_name(f"worker{number}.pid")
 
     def _end_surplus(self) -> None:
-        """Workers of an earlier run with a higher count are told to finish."""
+        """Former workers of an earlier run, and those that had a place when there were more, are told to finish."""
         for note in self._path.parent.glob("worker*.pid"):
             number = note.stem.removeprefix("worker")
             if number.isdecimal() and int(number) >= len(self.all):
                 pid = running(note)
-                if pid:
-                    os.kill(pid, signal.SIGTERM)
-                note.unlink()
+                if not pid:
+                    note.unlink()
+                    continue
+                worker = Worker(int(number), pid)
+                self._former.append(worker)
+                self._do(self._tasks, self._see_off(worker, KILL_SECONDS))
 
     async def _keep(self, worker: Worker) -> None:
-        """One place's life: take over or start, wait for its end, again."""
-        if worker.pid and not await self._reconnects(worker):
+        """One place's life: take over or start, wait for its end, again; until it is a former one's."""
+        if worker.pid and worker.process is None and not await self._reconnects(worker):
             log.warning("worker %d (pid %d) does not answer: ending it", worker.number, worker.pid)
             _kill(worker.pid, signal.SIGKILL)
         failures = 0
@@ -132,15 +167,78 @@ class Workers:
                 continue
             began = asyncio.get_running_loop().time()
             await _ended(worker)
-            if self._stopping.is_set():
+            if self._stopping.is_set() or worker not in self.all:
                 return
-            self._bury(worker)
+            status = self._bury(worker)
             async with worker.progress:
                 worker.progress.notify_all()
-            steady = asyncio.get_running_loop().time() - began > STEADY_SECONDS
+            steady = status == 0 or asyncio.get_running_loop().time() - began > STEADY_SECONDS
             failures = 0 if steady else failures + 1
             if failures:
                 await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
+
+    def replace(self, grace: float) -> None:
+        """Another worker in each place, one by one: each former one goes on until its successor serves, then ends what
+        it has within `grace` seconds."""
+        self._do(self._turns, self._replace(grace))
+
+    async def _replace(self, grace: float) -> None:
+        async with self._replacing:
+            for worker in tuple(self.all):
+                if worker.pid and not worker.foreign:
+                    await self._succeed(worker, grace)
+
+    async def _succeed(self, former: Worker, grace: float) -> None:
+        log.info("worker %d (pid %d) gets a successor", former.number, former.pid)
+        successor = self._give_place(former)
+        self._do(self._tasks, self._keep(successor))
+        # Without a successor it is better than nothing, unless it does not know of what changes.
+        seconds = SUCCESSOR_SECONDS if former.foreign else None
+        either = {asyncio.ensure_future(successor.known.wait()), asyncio.ensure_future(_ended(former))}
+        try:
+            done, _ = await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in either:
+                one.cancel()
+        if not done:
+            log.error("worker %d: its successor does not start", successor.number)
+        self._do(self._turns, self._see_off(former, grace))
+
+    def _give_place(self, former: Worker) -> Worker:
+        """The one whose place it is now, still to be started."""
+        successor = Worker(former.number, restarts=former.restarts)
+        former.number = max(worker.number for worker in self._running) + 1
+        with contextlib.suppress(FileNotFoundError):
+            self._note(successor.number).rename(self._note(former.number))
+        self.ledger.moved(successor.number, former.number)
+        self.all[successor.number] = successor
+        self._former.append(former)
+        return successor
+
+    async def _see_off(self, former: Worker, grace: float) -> None:
+        """Has a former worker finish, and forgets it then."""
+        if former.writer is None or former.foreign:
+            _kill(former.pid, signal.SIGTERM)
+        else:
+            self._send(former, feed.Finish(grace))
+        await self._end(former, grace + KILL_SECONDS)
+        self._former.remove(former)
+        self.ledger.ended(former.number)
+        former.pid = 0
+        async with former.progress:
+            former.progress.notify_all()
+
+    async def _end(self, worker: Worker, seconds: float) -> None:
+        """Waits for its end, which it was told to come to, and brings it about after so many seconds."""
+        try:
+            await asyncio.wait_for(_ended(worker), seconds)
+        except TimeoutError:
+            log.warning("worker %d (pid %d) does not end: ending it", worker.number, worker.pid)
+            _kill(worker.pid, signal.SIGKILL)
+            await _ended(worker)
+        if worker.process:
+            worker.process.wait()
+        self._note(worker.number).unlink(missing_ok=True)
 
     async def _reconnects(self, worker: Worker) -> bool:
         try:
@@ -160,9 +258,7 @@ class Workers:
         return bool(worker.pid)
 
     def _spawn(self, worker: Worker) -> None:
-        if not self._sockets:
-            self._sockets = self._listen()
-        fds = [sock.fileno() for sock in self._sockets]
+        fds = [sock.fileno() for sock in self._listen()]
         command = [sys.executable, "-m", "shim.proxy", msgspec.json.encode(self._task(fds)).decode()]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
         worker.process = subprocess.Popen(
@@ -171,19 +267,20 @@ class Workers:
         worker.pid = worker.process.pid
         self._note(worker.number).write_text(f"{worker.pid} {_began(worker.pid)}")
 
-    def _bury(self, worker: Worker) -> None:
+    def _bury(self, worker: Worker) -> int | None:
         status = worker.process.wait() if worker.process else None
         self._failed(f"worker {worker.number} (pid {worker.pid}) ended unasked (status {status}): starting another")
         self._note(worker.number).unlink(missing_ok=True)
         worker.pid, worker.process, worker.connections, worker.watches = 0, None, 0, 0
         worker.restarts += 1
-        self.ledger.began(worker.number)
+        self.ledger.ended(worker.number)
         worker.known.clear()
+        return status
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One worker's connection; a second one of the same worker takes the first one's place."""
         pid = _peer_pid(writer)
-        worker = next((w for w in self.all if w.pid == pid), None)
+        worker = next((w for w in self._running if w.pid == pid), None)
         if worker is None:
             writer.close()
             return
@@ -192,8 +289,7 @@ class Workers:
             if not isinstance(hello, feed.Hello):
                 return
             if hello.protocol != feed.PROTOCOL:
-                log.warning("worker %d (pid %d) is of another version: ending it", worker.number, pid)
-                _kill(pid, signal.SIGTERM)  # in good order; as for what it does not know it serves on as it was told
+                self._replace_foreign(worker)
                 return
             if worker.writer is not None:
                 worker.writer.close()
@@ -215,6 +311,15 @@ class Workers:
                     worker.progress.notify_all()
             self._left(writer)
             writer.close()
+
+    def _replace_foreign(self, worker: Worker) -> None:
+        """It serves on as it was told, and is ended in good order once another one serves."""
+        if worker.foreign or worker in self._former:
+            return
+        log.warning("worker %d (pid %d) is of another version", worker.number, worker.pid)
+        worker.foreign = True
+        worker.known.set()
+        self._do(self._turns, self._succeed(worker, KILL_SECONDS))
 
     async def _hear(self, worker: Worker, writer: asyncio.StreamWriter, message: feed.ToAgent) -> None:
         if isinstance(message, feed.Done):
@@ -280,7 +385,7 @@ class Workers:
         return self._tell(feed.Keys(self._next(), ring))
 
     def _tell(self, message: feed.Put | feed.Gone | feed.Keys | feed.Changed) -> int:
-        for worker in self.all:
+        for worker in self._running:
             self._send(worker, message)
         return message.number
 
@@ -291,7 +396,7 @@ class Workers:
         One that is not connected (it just started, or the agent did) has not heard it yet: it gets the whole
         table when it connects, whose number is a later one.
         """
-        await asyncio.gather(*(self._settled(worker, number) for worker in self.all))
+        await asyncio.gather(*(self._settled(worker, number) for worker in self._running))
 
     async def _settled(self, worker: Worker, number: int) -> None:
         pid = worker.pid
@@ -312,34 +417,24 @@ class Workers:
     def renew(self) -> None:
         """The gateway namespace is another one now: the next workers get listening sockets made in it. These have
         nothing to finish, as their connections ended with the former one's link."""
-        for sock in self._sockets:
-            sock.close()
-        self._sockets = []
-        for worker in self.all:
+        for worker in self._running:
             if worker.pid:
                 _kill(worker.pid, signal.SIGKILL)
 
     def leave(self) -> None:
         """Ends the agent's side only: the workers go on, for the next agent to find."""
         self._stopping.set()
-        for task in self._tasks:
+        for task in (*self._tasks, *self._turns):
             task.cancel()
 
     async def stop(self, grace: float) -> None:
         """Ends all workers in good order, within `grace` seconds."""
-        self._stopping.set()
-        for worker in self.all:
+        self.leave()
+        for worker in self._running:
             worker.pid = worker.pid or running(self._note(worker.number))  # an earlier run's, not taken over yet
             if worker.pid:
                 _kill(worker.pid, signal.SIGTERM)
-        _, late = await asyncio.wait(self._tasks, timeout=grace + 1) if self._tasks else (set(), set())
-        for worker in self.all:
-            if late and worker.pid:
-                _kill(worker.pid, signal.SIGKILL)
-            if worker.process:
-                worker.process.wait()
-            self._note(worker.number).unlink(missing_ok=True)
-        self.leave()
+        await asyncio.gather(*(self._end(worker, grace + 1) for worker in self._running if worker.pid))
 
 
 def running(note: Path) -> int:

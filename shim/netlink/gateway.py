@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import socket
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +43,8 @@ SYSCTLS = {
     "net/ipv6/conf/LINK/accept_dad": 0,
     "net/ipv6/conf/LINK/addr_gen_mode": 1,
     "net/core/somaxconn": BACKLOG,
+    # Connections that a listening socket had not given to anybody when it was closed go to another one of that port.
+    "net/ipv4/tcp_migrate_req": 1,
 }
 
 
@@ -170,22 +171,3 @@ def entered(path: Path) -> Iterator[None]:
     """Moves this thread into a namespace and back. No awaiting inside: others would find themselves there."""
     with path.open("rb") as there, inside.entered(there.fileno()):
         yield
-
-
-def listen(gateway: Gateway, ports: tuple[int, ...]) -> list[socket.socket]:
-    """Listening sockets inside the gateway namespace, of both families, for every port."""
-    with entered(gateway.path):
-        return [_listen(family, port) for port in ports for family in (socket.AF_INET, socket.AF_INET6)]
-
-
-def _listen(family: socket.AddressFamily, port: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # A worker of a former agent's may listen there already, and goes on with sockets of its own.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
-    sock.listen(BACKLOG)
-    sock.setblocking(False)
-    return sock

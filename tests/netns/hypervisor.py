@@ -37,6 +37,18 @@ START_SECONDS = 20.0
 STOP_SECONDS = 12.0
 BOTH = frozenset(Family)
 
+HAND_OVER = """
+import os, sys
+names, fds, *argv = sys.argv[1:]
+aside = [os.dup2(int(fd), 500 + place) for place, fd in enumerate(fds.split(","))]
+for place, fd in enumerate(aside):
+    os.dup2(fd, 3 + place)
+os.closerange(3 + len(aside), 1000)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(aside)), "LISTEN_FDNAMES": names}
+os.execvp(argv[0], argv)
+"""
+"""Runs a command with descriptors from 3 on, of which the environment tells, as systemd does."""
+
 _counter = itertools.count(1)
 
 
@@ -53,12 +65,15 @@ def unhurried(proxy: str) -> str:
 
 class Hypervisor:
     """An agent of its own in `lab`'s hypervisor. `settings` is TOML put behind what is set here; `datapath` is what
-    the agent is started with, empty for what the settings say."""
+    the agent is started with, empty for what the settings say. If it `keeps`, descriptors are kept for the agent from
+    one run to the next, as systemd does by the unit; else not, as where there is no systemd."""
 
     def __init__(
         self, lab: Lab, settings: str = "", host: str = "", proxy: str = "", identity: str = "", datapath: str = ""
     ) -> None:
         self.lab, self.datapath = lab, datapath
+        self.keeps = False
+        self._kept: list[tuple[str, int]] = []
         self.name = f"e{os.getpid() % 100000}x{next(_counter)}"
         self.folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
         self.folder.chmod(0o755)
@@ -96,6 +111,7 @@ class Hypervisor:
             elif self.log.exists():
                 print(self.log_text()[-8000:])
         finally:
+            self.forget()
             self._notify.close()
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -125,11 +141,33 @@ class Hypervisor:
         variables = [f"{name}={value}" for name, value in environment.items()]
         variables.append(f"NOTIFY_SOCKET={self.folder / 'notify'}")
         options = ["--datapath", self.datapath] if self.datapath else []
+        argv, fds = ["env", *variables, *self.argv, "agent", *options], [fd for _, fd in self._kept]
+        if fds:
+            argv = [sys.executable, "-c", HAND_OVER, ":".join(name for name, _ in self._kept), str(fds)[1:-1], *argv]
         with self.log.open("ab") as log:
-            self.agent = self.lab.run_in_host(
-                ["env", *variables, *self.argv, "agent", *options], cwd=str(self.tree), stdout=log, stderr=log
-            )
+            self.agent = self.lab.run_in_host(argv, cwd=str(self.tree), stdout=log, stderr=log, pass_fds=fds)
         return self.agent
+
+    def forget(self) -> None:
+        """Close what is kept, as systemd does for a unit that is stopped."""
+        for _, fd in self._kept:
+            os.close(fd)
+        self._kept = []
+
+    def _hear(self) -> str:
+        """What the agent tells systemd next, after it was done. TimeoutError, BlockingIOError."""
+        data, fds, _, _ = socket.recv_fds(self._notify, 500, 8)
+        said = dict(line.partition("=")[::2] for line in data.decode().splitlines())
+        if "FDSTOREREMOVE" in said:
+            for one in [one for one in self._kept if one[0] == said["FDNAME"]]:
+                self._kept.remove(one)
+                os.close(one[1])
+        for fd in fds:
+            if self.keeps and os.fstat(fd).st_ino not in [os.fstat(known).st_ino for _, known in self._kept]:
+                self._kept.append((said["FDNAME"], fd))
+            else:
+                os.close(fd)
+        return data.decode()
 
     def start(self, **environment: str) -> None:
         """Start an agent and wait until it says that it is ready."""
@@ -138,7 +176,7 @@ class Hypervisor:
         end = time.monotonic() + START_SECONDS
         while agent.poll() is None and time.monotonic() < end:
             with contextlib.suppress(TimeoutError):
-                if self._notify.recv(200) == b"READY=1":
+                if self._hear() == "READY=1":
                     self.await_workers()
                     return
         raise AssertionError(f"the agent is not ready (status {agent.poll()}):\n{self.log_text()}")
@@ -154,7 +192,7 @@ class Hypervisor:
         status = self.agent.wait(STOP_SECONDS)
         with contextlib.suppress(BlockingIOError):
             self._notify.setblocking(False)
-            while self._notify.recv(200):
+            while self._hear():
                 pass
         return status
 

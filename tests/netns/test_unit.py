@@ -69,6 +69,7 @@ def test_capabilities_suffice(lab):
         site.kill()
         site.start()
         assert site.worker == worker
+        assert "cannot be had" not in site.log_text(), "of what it listens on"
         site.disable(alice)
         assert guest.run(argv, check=False).returncode == 7
         assert site.end(signal.SIGTERM) == 0

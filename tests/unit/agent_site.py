@@ -88,7 +88,7 @@ class Host:
 
     def __init__(self, folder: Path, config: Config, aliases: Iterable[str] = (f"metashim:{ONE}/p",)) -> None:
         self.store = Store(folder / "m.db")
-        self.workers = Workers(Ledger(1, lambda slot, generation: ONE, {"nova": config.nova.addresses}))
+        self.workers = Workers(Ledger(lambda slot, generation: ONE, {"nova": config.nova.addresses}))
         self.datapath = Sick(SETTINGS, lambda: 0)
         self.policies = self.store.policies()
         end_overdue(self.store, self.policies, time.time())

@@ -67,7 +67,7 @@ class Host:
             self.datapath, Slots(slots), Resolver([Alias()]), self.links, ("tap*",),
             lambda instance: self.policies.get(instance, Policy()), self.changed, lambda: 0.0,
         )  # fmt: skip
-        ledger = Ledger(2, self.owner, {"nova": ["http://a:1"], "http": ["unix:/b"]})
+        ledger = Ledger(self.owner, {"nova": ["http://a:1"], "http": ["unix:/b"]})
         self.workers = Workers(
             2, 0, Path("/none"), list, lambda fds: None, list, ledger, lambda text: None,  # type: ignore
             lambda *asked: None, lambda reader: None,

@@ -174,7 +174,7 @@ class Site:
     def __init__(self, workers: int = 2) -> None:
         self.of = {(1, 1): ONE, (2, 1): ONE, (3, 1): TWO}
         addresses = {"nova": ["http://a:1", "http://b:1"], "http": ["unix:/c"]}
-        self.ledger = Ledger(workers, lambda slot, generation: self.of.get((slot, generation)), addresses)
+        self.ledger = Ledger(lambda slot, generation: self.of.get((slot, generation)), addresses)
         self.tallies = [Tally() for _ in range(workers)]
 
     def ask(self, worker: int, slot: int, times: int = 1, size: int = 1, backend: str = "nova") -> None:
@@ -187,7 +187,7 @@ class Site:
             self.ledger.hear(worker, message)
 
     def restart(self, worker: int) -> None:
-        self.ledger.began(worker)
+        self.ledger.ended(worker)
         self.tallies[worker] = Tally()
 
     def gone(self, slot: int) -> None:
@@ -278,7 +278,7 @@ class TestLedger:
             site.gone(slot)
         ledger = site.ledger
         assert not ledger._owners and not ledger._owned and not ledger._instances
-        assert [key for last in ledger._last for key in last if isinstance(key, tuple) and len(key) == 2] == []
+        assert [key for last in ledger._last.values() for key in last if isinstance(key, tuple) and len(key) == 2] == []
 
     def test_load(self):
         site = Site()
