@@ -289,7 +289,10 @@ def _policy(entry: feed.Entry) -> Policy:
 
 
 def _entry(entry: feed.Entry) -> Entry:
-    return Entry(entry.slot, entry.generation, entry.instance, _policy(entry), entry.project, entry.address, entry.name, entry.flavor)
+    return Entry(
+        entry.slot, entry.generation, entry.instance, _policy(entry), entry.project, entry.address, entry.name,
+        entry.flavor,
+    )  # fmt: skip
 
 
 async def _serve(task: feed.Task, backends: Backends) -> None:

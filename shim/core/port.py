@@ -21,8 +21,8 @@ generation: connections that stand in the gateway namespace, which lingers over 
 class Port:
     """What is enrolled on one tap. `instance` is None for a guarded tap that no source knows.
 
-    `project`, `address` (the instance's IP address), `name` and `flavor` are what the source of its identity says of it,
-    if it does.
+    `project`, `address` (the instance's IP address), `name` and `flavor` are what the source of its identity says of
+    it, if it does.
     """
 
     slot: int

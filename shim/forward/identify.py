@@ -49,8 +49,8 @@ def address_of(slot: int, family: Family) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Who has a slot. `generation` tells two owners of one slot apart. What follows the policy is what the source of the
-    identity says of the instance, each empty where it does not."""
+    """Who has a slot. `generation` tells two owners of one slot apart. What follows the policy is what the source of
+    the identity says of the instance, each empty where it does not."""
 
     slot: int
     generation: int
