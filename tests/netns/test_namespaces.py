@@ -45,15 +45,18 @@ def await_gone(site: Hypervisor, netns: str) -> None:
     wait_until(lambda: not [port for port in site.api.ports() if port.netns == netns], f"{netns} to be let go")
 
 
+def of_tc(where: Namespace, link: str) -> str:
+    return str(where.run(["tc", "filter", "show", "dev", link, "ingress"]).stdout)
+
+
+def of_nft(where: Namespace, site: Hypervisor) -> list[str]:
+    return [line for line in where.run(["nft", "list", "tables"]).stdout.splitlines() if site.name in line]
+
+
 def remains(where: Namespace, site: Hypervisor) -> list[str]:
     """What is ours in a namespace."""
-    tables = [line for line in where.run(["nft", "list", "tables"]).stdout.splitlines() if site.name in line]
-    filters = [
-        link
-        for link in where.links()
-        if site.name in where.run(["tc", "filter", "show", "dev", link, "ingress"]).stdout
-    ]
-    return tables + filters + sorted(where.links() & {f"{site.name}0"})
+    filters = [link for link in where.links() if site.name in of_tc(where, link)]
+    return of_nft(where, site) + filters + sorted(where.links() & {f"{site.name}0"})
 
 
 @pytest.fixture
@@ -258,6 +261,27 @@ class TestTheWholeSite:
             subprocess.run(["ip", "netns", "del", path], check=True)
             site.start()
             assert site.api.ports() == []
+
+
+class TestTheOtherDatapath:
+    @pytest.mark.parametrize(("first", "then"), [("ebpf", "nft"), ("nft", "ebpf")])
+    def test_takes_over_in_every_namespace(self, first, then):
+        with a_site(first) as site:
+            rack = site.lab.namespace("rack1")
+            here, there = plug(site, site.lab.host, "tap0", uuid_of(1)), plug(site, rack, "tap0", uuid_of(2))
+            shut = plug(site, rack, "tap1", uuid_of(3))
+            site.disable(uuid_of(3))
+            for netns, tap, number in (("", "tap0", 1), (rack.name, "tap0", 2), (rack.name, "tap1", 3)):
+                await_port(site, netns, tap, uuid_of(number))
+            site.end(signal.SIGTERM)
+            site.datapath = then
+            site.start()
+            await_outcome(here, str(uuid_of(1)))
+            await_outcome(there, str(uuid_of(2)))
+            assert outcome(shut) == "refused"
+            filters = [link for link in ("tap0", "tap1") if site.name in of_tc(rack, link)]
+            tables = [line for line in of_nft(rack, site) if "netdev" in line]
+            assert (bool(filters), bool(tables)) == ((True, False) if then == "ebpf" else (False, True))
 
 
 class TestTheNamespacesName:
