@@ -62,6 +62,7 @@ from shim.policies import end_overdue
 from shim.rounds import Rounds
 from shim.signing import Signing
 from shim.sources import sources_of, watched
+from shim.tracing import Tracing
 from shim.usage import Ledger
 from shim.workers import Workers, running
 from shim.writes import Writes
@@ -152,6 +153,7 @@ class Agent:
         self._rounds: Rounds
         self._namespaces: Namespaces | None = None
         self._operations: AgentOperations
+        self._tracing: Tracing
         self._writes: Writes
         self._directory: Directory | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -180,6 +182,8 @@ class Agent:
             self._operations.writing, self._operations.written, time.monotonic,
         )  # fmt: skip
         self._operations.enter = namespaces.settle
+        self._tracing = Tracing(self._kernel.datapath, self._enrolment.ports_of, self._enrolment.port_of)
+        self._operations.tracing = self._tracing
         return namespaces
 
     def _policy_of(self, instance: UUID | None) -> Policy:
@@ -281,6 +285,7 @@ class Agent:
         self._workers.replace(self._config.proxy.idle_seconds + FINISH_SECONDS)
 
     def _port_changed(self, port: Port, here: bool) -> None:
+        self._tracing.port_changed(port, here)
         entry = feed_entry(port)
         if entry is None:
             return
@@ -354,6 +359,7 @@ class Agent:
     def _note_events(self) -> None:
         for event in self._kernel.datapath.events():
             self._note_event(event)
+        self._tracing.hear()
 
     def _note_event(self, event: Event) -> None:
         port = self._enrolment.port_of(event.slot, event.generation)

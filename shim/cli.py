@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from shim import __version__, errors
-from shim.control import kv_verbs, policy_verbs, source_verbs, switch_verbs, why_verb
+from shim.control import kv_verbs, policy_verbs, source_verbs, switch_verbs, trace_verb, why_verb
 from shim.control.arguments import (
     FOLLOW_SECONDS,
     InstanceOrTapType,
@@ -71,10 +71,19 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 @click.pass_context
 def cli(ctx: click.Context, config: Path | None, socket: Path | None) -> None:
     """Metadata for every guest of this hypervisor, told apart by the tap it speaks through."""
-    ctx.obj = Session(config, socket)
+    ctx.obj = Session(config, socket, _drop)
 
 
-for _verb in (*policy_verbs.VERBS, *switch_verbs.VERBS, *source_verbs.VERBS, *kv_verbs.VERBS, *why_verb.VERBS):
+def _drop(uid: int, gid: int) -> None:
+    from shim import privilege
+
+    privilege.drop(uid, gid)
+
+
+_VERBS = (
+    *policy_verbs.VERBS, *switch_verbs.VERBS, *source_verbs.VERBS, *kv_verbs.VERBS, *why_verb.VERBS, *trace_verb.VERBS,
+)  # fmt: skip
+for _verb in _VERBS:
     cli.add_command(_verb)
 
 

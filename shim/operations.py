@@ -6,12 +6,13 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
 from shim import __version__, why
 from shim.control import shapes
+from shim.control.trace_shapes import TraceView
 from shim.control.why_shapes import WhyView
 from shim.core.ask import Confirm, Delete, Lock, Outcome, Put, Read, Ready, Release, Spend
 from shim.core.closure import parse_prefix
@@ -28,6 +29,7 @@ from shim.key_operations import KeyOperations
 from shim.keys import LEAD_SECONDS
 from shim.policies import Policies
 from shim.source_operations import SourceOperations
+from shim.tracing import Tracing
 from shim.usage import Usage
 from shim.writes import Write
 
@@ -40,6 +42,7 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
     """See Operations for the methods. `enter` is called when other namespaces than before may have attached taps."""
 
     enter: Callable[[], Awaitable[None]] = staticmethod(_nowhere)
+    tracing: Tracing
 
     def __init__(self, *parts: Any, **named: Any) -> None:
         super().__init__(*parts, **named)
@@ -78,6 +81,12 @@ class AgentOperations(Policies, SourceOperations, KeyOperations):
             shapes.SourceView(source.name, health.get(source.name, ""), believed[source.name])
             for source in self._resolver.sources
         ]
+
+    def trace(self, instance: UUID, *, who: str) -> AsyncGenerator[TraceView, None]:
+        if instance not in self._known():
+            raise NotFoundError(f"no instance {instance}", "`metashim list` shows those that are known")
+        self._journal.note("agent", f"traced by {who}", instance=instance)
+        return self.tracing.packets(instance)
 
     async def ports(self) -> list[shapes.PortView]:
         held = self._enrolment.ports

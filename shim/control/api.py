@@ -6,6 +6,7 @@
                                                          "routes": {…}, "composition": …, "closed": […], "auto": {…}}
     POST               /v1/instances/<uuid>/unlock       {"prefix": …}
     POST               /v1/instances/<uuid>/why          {"path": …, "family": …, "method": …, "headers": [[…, …]], …}
+    GET                /v1/instances/<uuid>/trace        server-sent events
     GET                /v1/instances/<uuid>/userdata
     GET                /v1/instances/<uuid>/kv[/<prefix>]?wait=&etag=
     GET PUT DELETE     /v1/instances/<uuid>/kv/<key>     raw bytes; ?reads=&until=|seconds=
@@ -31,7 +32,15 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from shim.control import fields, kv_resources, policy_resources, shapes, source_resources, why_resources
+from shim.control import (
+    fields,
+    kv_resources,
+    policy_resources,
+    shapes,
+    source_resources,
+    trace_resources,
+    why_resources,
+)
 from shim.control.call import MAX_WAIT, Call, Refusal, Resources, answer, problem
 from shim.control.operations import ChangedError, Operations
 from shim.core.exchange import Request, Response
@@ -193,6 +202,7 @@ _RESOURCES: Resources = {
     },
     **policy_resources.RESOURCES,
     **why_resources.RESOURCES,
+    **trace_resources.RESOURCES,
     **kv_resources.RESOURCES,
     **source_resources.RESOURCES,
     "tokens": {"GET": (_get_tokens, ())},

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shim.config import Config
     from shim.control.client import Client
     from shim.control.live_client import LiveClient
+    from shim.control.trace_client import TraceClient
 
     ParamType = click.ParamType[Any]
 else:
@@ -34,8 +35,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 class Session:
     """What the global options say."""
 
-    def __init__(self, config: Path | None, socket: Path | None) -> None:
-        self._config, self._socket = config, socket
+    def __init__(
+        self, config: Path | None, socket: Path | None, drop: Callable[[int, int], None] | None = None
+    ) -> None:
+        self._config, self._socket, self._drop = config, socket, drop
 
     def config(self) -> Config:
         """The configuration. Raises ConfigError."""
@@ -54,6 +57,27 @@ class Session:
         from shim.control.live_client import LiveClient
 
         return LiveClient(self._socket or self.config().control_socket, timeout)
+
+
+    def tracer(self) -> TraceClient:
+        """The same, for the verb that traces."""
+        from shim.control.trace_client import SILENCE_SECONDS, TraceClient
+
+        return TraceClient(self._socket or self.config().control_socket, SILENCE_SECONDS)
+
+    def give_up_root(self) -> None:
+        """Becomes the proxy's user, or nobody, for good; who is not root stays who they are."""
+        import os
+        import pwd
+
+        if os.geteuid() != 0 or self._drop is None:
+            return
+        try:
+            user = pwd.getpwnam(self.config().proxy.user)
+        except (MetashimError, KeyError):
+            user = pwd.getpwnam("nobody")
+        os.environ["HOME"] = "/nonexistent"  # root's is not to be looked into any more
+        self._drop(user.pw_uid, user.pw_gid)
 
 
 class InstanceType(ParamType):

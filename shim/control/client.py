@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import http.client
 import socket
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -165,6 +165,23 @@ class Client:
         """The last rows of the audit trail, or those after a sequence number, waiting up to `wait` seconds for one."""
         where = query(instance=instance, after=after, limit=limit, wait=wait)
         return self._get(f"/v1/audit{where}", shapes.AuditView, wait)
+
+    @contextmanager
+    def _opened(self, path: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
+        """An answer that is read as it comes."""
+        connection = _UnixConnection(self._path, self._timeout)
+        try:
+            try:
+                connection.request("GET", path, headers=headers)
+                answer = connection.getresponse()
+                problem = answer.read() if answer.status >= 400 else None
+            except (OSError, http.client.HTTPException) as error:
+                raise _unreachable(self._path, error) from None
+            if problem is not None:
+                raise _problem(answer.status, problem)
+            yield answer
+        finally:
+            connection.close()
 
     def _get(self, path: str, shape: type[T], wait: float = 0.0) -> T:
         return self._call("GET", path, None, shape, wait)

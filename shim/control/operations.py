@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import UUID
@@ -10,6 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from shim.control import live_shapes as live
 from shim.control import shapes
+from shim.control.trace_shapes import TraceView
 from shim.control.why_shapes import WhyView
 from shim.core.ask import Etags
 from shim.core.kv import Value
@@ -154,6 +156,10 @@ class Operations(Protocol):
 
     async def delete_key(self, instance: UUID, key: str, if_match: Etags | None, *, who: str) -> None:
         """Remove a key, if the condition holds; returns as put_key does. Raises NotFoundError, ChangedError."""
+
+    def trace(self, instance: UUID, *, who: str) -> AsyncGenerator[TraceView, None]:
+        """The packets about the service of one known instance, from now on; it ends when that is closed. The first view
+        says that it has begun. Raises NotFoundError."""
 
     async def kv_changes(self, after: int, wait: float, instance: UUID | None, prefix: str) -> live.ChangesView:
         """Changes with a sequence above `after` (of one instance; of keys at or below a prefix, empty: all), waiting

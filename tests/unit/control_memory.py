@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socketserver
 import threading
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
@@ -16,6 +17,7 @@ import msgspec
 from shim.control import shapes
 from shim.control.api import Api
 from shim.control.operations import PolicyChange
+from shim.control.trace_shapes import TraceView
 from shim.control.why_shapes import WhyView
 from shim.core.exchange import Request
 from shim.core.policy import Policy
@@ -51,6 +53,8 @@ class Memory(MemoryLive):
         self.keys = 2
         self.backends: list[shapes.BackendView] = []
         self.questions: list[Question] = []
+        self.shown: list[TraceView] = []
+        self.tracers: list[str] = []
         self.courses: dict[UUID, WhyView] = {}
 
     def _port(self, netns: str, tap: str) -> shapes.PortView:
@@ -148,6 +152,18 @@ class Memory(MemoryLive):
         self.policies[instance] = after
         self.note(who, instance, "policy")
         return self._policy(instance)
+
+    async def trace(self, instance: UUID, *, who: str) -> AsyncGenerator[TraceView, None]:
+        """All that is in `shown`, then nothing once, and the end."""
+        self._begin()
+        if instance not in self._known():
+            raise NotFoundError(f"no instance {instance}", "`metashim list` shows those that are known")
+        self.tracers.append(who)
+        try:
+            for view in [TraceView([], 0, ["tap10"]), *self.shown, TraceView([])]:
+                yield view
+        finally:
+            self.tracers.remove(who)
 
     async def why(self, instance: UUID, question: Question) -> WhyView:
         self._begin()

@@ -513,7 +513,7 @@ def test_every_verb_has_help_and_json(run: Shell, verb: str) -> None:
 
 def test_the_verbs_are_those_that_are_promised() -> None:
     on_the_agent = "status list show set attach detach enable disable counters events tokens rotate-keys routes"
-    on_the_agent += " auto unlock audit userdata kv why"
+    on_the_agent += " auto unlock audit userdata kv why trace"
     hosts = {"agent", "check", "rules", "teardown", "completion", "backup", "restore"}
     assert set(cli.commands) == {*on_the_agent.split(), *hosts}
 
