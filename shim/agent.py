@@ -59,12 +59,13 @@ from shim.netlink.links import Links
 from shim.netlink.nftables import Watch
 from shim.operations import AgentOperations
 from shim.policies import end_overdue
+from shim.processes import running
 from shim.rounds import Rounds
 from shim.signing import Signing
 from shim.sources import sources_of, watched
 from shim.tracing import Tracing
 from shim.usage import Ledger
-from shim.workers import Workers, running
+from shim.workers import Workers
 from shim.writes import Writes
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("shim.agent")
 
 FINISH_SECONDS = 5.0
+UNDO_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0
 """How long a start waits for identity sources that another daemon has to answer for."""
 
@@ -266,6 +268,7 @@ class Agent:
             await asyncio.wait({self._writing})
         if self._control is not None:
             await self._control.drain(1.0)
+        await self._end_operations()
         await self._end_metrics()
         if self._namespaces is not None:
             self._namespaces.close()
@@ -399,6 +402,16 @@ class Agent:
         except OSError as error:
             self._metrics_trouble = f"nothing can be served at {address.text}: {error.strerror}"
             log.error("metrics: %s", self._metrics_trouble)
+
+    async def _end_operations(self) -> None:
+        """What operators began is done, or else undone, before the store is closed."""
+        if self._control is None or not self._operations.under_way:
+            return
+        _, late = await asyncio.wait(self._operations.under_way, timeout=UNDO_SECONDS)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
     async def _end_metrics(self) -> None:
         if self._metrics is not None:

@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
@@ -29,6 +28,7 @@ import msgspec
 from shim import feed
 from shim.core.prospect import Course, Question
 from shim.inquiries import Inquiries
+from shim.processes import began, ended, kill, peer_pid, running
 from shim.usage import Ledger
 
 log = logging.getLogger(__name__)
@@ -160,19 +160,19 @@ class Workers:
         """One place's life: take over or start, wait for its end, again; until it is a former one's."""
         if worker.pid and worker.process is None and not await self._reconnects(worker):
             log.warning("worker %d (pid %d) does not answer: ending it", worker.number, worker.pid)
-            _kill(worker.pid, signal.SIGKILL)
+            kill(worker.pid, signal.SIGKILL)
         failures = 0
         while not self._stopping.is_set():
             if not worker.pid and not await self._started(worker):
                 continue
-            began = asyncio.get_running_loop().time()
-            await _ended(worker)
+            since = asyncio.get_running_loop().time()
+            await ended(worker.pid)
             if self._stopping.is_set() or worker not in self.all:
                 return
             status = self._bury(worker)
             async with worker.progress:
                 worker.progress.notify_all()
-            steady = status == 0 or asyncio.get_running_loop().time() - began > STEADY_SECONDS
+            steady = status == 0 or asyncio.get_running_loop().time() - since > STEADY_SECONDS
             failures = 0 if steady else failures + 1
             if failures:
                 await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
@@ -194,7 +194,7 @@ class Workers:
         self._do(self._tasks, self._keep(successor))
         # Without a successor it is better than nothing, unless it does not know of what changes.
         seconds = SUCCESSOR_SECONDS if former.foreign else None
-        either = {asyncio.ensure_future(successor.known.wait()), asyncio.ensure_future(_ended(former))}
+        either = {asyncio.ensure_future(successor.known.wait()), asyncio.ensure_future(ended(former.pid))}
         try:
             done, _ = await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -218,27 +218,27 @@ class Workers:
     async def _see_off(self, former: Worker, grace: float) -> None:
         """Has a former worker finish, and forgets it then."""
         if former.writer is None or former.foreign:
-            _kill(former.pid, signal.SIGTERM)
+            kill(former.pid, signal.SIGTERM)
         else:
             self._send(former, feed.Finish(grace))
         await self._end(former, grace + KILL_SECONDS)
         self._former.remove(former)
         self.ledger.ended(former.number)
-        former.pid = 0
-        async with former.progress:
-            former.progress.notify_all()
 
     async def _end(self, worker: Worker, seconds: float) -> None:
         """Waits for its end, which it was told to come to, and brings it about after so many seconds."""
         try:
-            await asyncio.wait_for(_ended(worker), seconds)
+            await asyncio.wait_for(ended(worker.pid), seconds)
         except TimeoutError:
             log.warning("worker %d (pid %d) does not end: ending it", worker.number, worker.pid)
-            _kill(worker.pid, signal.SIGKILL)
-            await _ended(worker)
+            kill(worker.pid, signal.SIGKILL)
+            await ended(worker.pid)
         if worker.process:
             worker.process.wait()
         self._note(worker.number).unlink(missing_ok=True)
+        worker.pid = 0
+        async with worker.progress:
+            worker.progress.notify_all()
 
     async def _reconnects(self, worker: Worker) -> bool:
         try:
@@ -265,7 +265,7 @@ class Workers:
             command, pass_fds=fds, start_new_session=True, cwd="/", stdin=subprocess.DEVNULL, env=environment
         )
         worker.pid = worker.process.pid
-        self._note(worker.number).write_text(f"{worker.pid} {_began(worker.pid)}")
+        self._note(worker.number).write_text(f"{worker.pid} {began(worker.pid)}")
 
     def _bury(self, worker: Worker) -> int | None:
         status = worker.process.wait() if worker.process else None
@@ -279,7 +279,7 @@ class Workers:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One worker's connection; a second one of the same worker takes the first one's place."""
-        pid = _peer_pid(writer)
+        pid = peer_pid(writer)
         worker = next((w for w in self._running if w.pid == pid), None)
         if worker is None:
             writer.close()
@@ -303,7 +303,7 @@ class Workers:
             log.warning("the feed of a worker broke: %s", type(error).__name__)
         except ValueError as error:  # nothing of ours speaks so
             log.error("a worker says what makes no sense (%s): ending it", type(error).__name__)
-            _kill(pid, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
         finally:
             if worker.writer is writer:
                 worker.writer = None
@@ -349,7 +349,7 @@ class Workers:
         worker.writer.write(feed.encode(message))
         if worker.writer.transport.get_write_buffer_size() > UNREAD_BYTES:
             log.warning("worker %d (pid %d) does not listen: ending it", worker.number, worker.pid)
-            _kill(worker.pid, signal.SIGKILL)
+            kill(worker.pid, signal.SIGKILL)
 
     def _answer(self, worker: Worker, writer: asyncio.StreamWriter, message: feed.Told) -> None:
         """To the very connection that asked: the next one's questions have the same numbers."""
@@ -405,7 +405,7 @@ class Workers:
                 await self._caught_up(worker, pid, number)
         except TimeoutError:
             log.warning("worker %d (pid %d) does not do as told: ending it", worker.number, pid)
-            _kill(pid, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
             await self._caught_up(worker, pid, number)
 
     async def _caught_up(self, worker: Worker, pid: int, number: int) -> None:
@@ -419,7 +419,7 @@ class Workers:
         nothing to finish, as their connections ended with the former one's link."""
         for worker in self._running:
             if worker.pid:
-                _kill(worker.pid, signal.SIGKILL)
+                kill(worker.pid, signal.SIGKILL)
 
     def leave(self) -> None:
         """Ends the agent's side only: the workers go on, for the next agent to find."""
@@ -433,50 +433,5 @@ class Workers:
         for worker in self._running:
             worker.pid = worker.pid or running(self._note(worker.number))  # an earlier run's, not taken over yet
             if worker.pid:
-                _kill(worker.pid, signal.SIGTERM)
+                kill(worker.pid, signal.SIGTERM)
         await asyncio.gather(*(self._end(worker, grace + 1) for worker in self._running if worker.pid))
-
-
-def running(note: Path) -> int:
-    """The pid in a note, if that worker still runs: 0 otherwise. A pid is reused, its start time is not."""
-    try:
-        pid, began = note.read_text().split()
-        return int(pid) if _stat(int(pid))[0] != "Z" and _began(int(pid)) == began else 0
-    except (OSError, ValueError):
-        return 0
-
-
-def _began(pid: int) -> str:
-    """When a process began, in ticks since boot: field 22 of proc_pid_stat(5)."""
-    return _stat(pid)[19]
-
-
-def _stat(pid: int) -> list[str]:
-    """proc_pid_stat(5) from field 3, the state, on."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def _kill(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _peer_pid(writer: asyncio.StreamWriter) -> int:
-    sock = writer.get_extra_info("socket")
-    return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
-
-
-async def _ended(worker: Worker) -> None:
-    """Waits for the process's end, child or not."""
-    try:
-        fd = os.pidfd_open(worker.pid)
-    except ProcessLookupError:
-        return
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(fd, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(fd)
-        os.close(fd)

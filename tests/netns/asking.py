@@ -41,6 +41,7 @@ class Load:
 
     guests: Sequence[tuple[VethGuest, str]]
     connections: int = 32
+    patience: float = LATE_SECONDS
     requests: int = 0
     opened: int = 0
     longest: float = 0.0
@@ -57,6 +58,16 @@ class Load:
     ) -> None:
         self._stop.set()
         self._thread.join()
+
+    def answered(self, line: Line, want: str, got: str, began: float) -> None:
+        """A request that was begun then got a 200. Failed, if that is one all the same."""
+        if got != want:
+            raise Failed(f"got {got!r}")
+
+    def failed(self, line: Line, kind: str, error: Exception) -> None:
+        """A request got none."""
+        how = f"{type(error).__name__} {error}".strip()
+        self.failures.append(f"{line.guest.name} {line.address} {kind}: {line.stage}: {how}")
 
     def has_had(self, requests: int) -> bool:
         """Whether so many were answered, or failed."""
@@ -79,14 +90,11 @@ class Load:
         while not self._stop.is_set():
             began = time.monotonic()
             try:
-                async with asyncio.timeout(LATE_SECONDS):
+                async with asyncio.timeout(self.patience):
                     self.opened += await line.ready()
-                    got = await line.ask()
-                if got != want:
-                    raise Failed(f"got {got!r}")
+                    self.answered(line, want, await line.ask(), began)
             except (OSError, Failed, TimeoutError) as error:
-                how = f"{type(error).__name__} {error}".strip()
-                self.failures.append(f"{guest.name} {line.address} {'kept' if kept else 'new'}: {line.stage}: {how}")
+                self.failed(line, "kept" if kept else "new", error)
                 line.close()
             self.requests += 1
             self.longest = max(self.longest, time.monotonic() - began)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -13,9 +15,11 @@ import pytest
 
 from tests.lab import Lab, VethGuest
 from tests.lab.namespace import wait_until
-from tests.netns.asking import Load
+from tests.netns.asking import REQUEST, Load
 from tests.netns.conftest import PLENTY, on_both
 from tests.netns.hypervisor import Hypervisor, uuid_of
+from tests.netns.say import request, say
+from tests.netns.talk import connect
 from tests.netns.test_survival import worker_gone
 
 ROUNDS = int(os.environ.get("METASHIM_RESTARTS", "7"))
@@ -115,3 +119,88 @@ def test_the_agent(scene: Scene) -> None:
 
 def test_the_worker(scene: Scene) -> None:
     scene.under_load([scene.worker_by_hand, scene.worker_by_reload] * (ROUNDS * 3 // 2))
+
+
+class TestNobodyAccepts:
+    """Guests that connect while no worker accepts wait for the next one."""
+
+    @staticmethod
+    def ask(scene: Scene) -> list[socket.socket]:
+        socks = [connect(guest, timeout=20) for guest, _ in scene.guests]
+        for sock in socks:
+            sock.sendall(REQUEST)
+        return socks
+
+    @staticmethod
+    def answered(scene: Scene, socks: list[socket.socket]) -> None:
+        for (_, want), sock in zip(scene.guests, socks, strict=True):
+            with sock:
+                assert sock.recv(4096).endswith(want.encode())
+
+    def test_as_the_worker_is_killed(self, scene: Scene) -> None:
+        worker = scene.site.worker
+        with scene.site.stopped(worker):
+            socks = self.ask(scene)
+            os.kill(worker, signal.SIGKILL)
+        self.answered(scene, socks)
+
+    def test_as_all_are_killed(self, scene: Scene) -> None:
+        worker = scene.site.worker
+        with scene.site.stopped(worker):
+            before = self.ask(scene)
+            scene.site.end(signal.SIGKILL)
+            os.kill(worker, signal.SIGKILL)
+        meanwhile = self.ask(scene)
+        scene.site.start()
+        self.answered(scene, before)
+        self.answered(scene, meanwhile)
+
+    def test_where_the_next_agent_has_them_of_the_worker_alone(self, scene: Scene) -> None:
+        """No systemd, or a unit that was started rather than restarted."""
+        listening, worker = scene.listening, scene.site.worker
+        scene.site.end(signal.SIGQUIT)
+        scene.site.forget()
+        scene.site.start()
+        with scene.site.stopped(worker):
+            socks = self.ask(scene)
+            os.kill(worker, signal.SIGKILL)
+        self.answered(scene, socks)
+        assert scene.listening == listening
+
+    def test_what_was_kept_of_a_former_gateway_is_of_no_use(self, scene: Scene) -> None:
+        listening = scene.listening
+        scene.site.end(signal.SIGTERM)
+        scene.site.verb("teardown")
+        scene.site.start()
+        self.answered(scene, self.ask(scene))
+        assert len(scene.listening) == len(listening)
+
+
+def test_who_waits_is_told_at_once_that_there_is_no_change(scene: Scene) -> None:
+    guest = scene.guests[0][0]
+    path = "/metashim/v1/kv/host/news"
+    scene.site.api.put_key(uuid_of(1), "host/news", b"old", {})
+    etag = say(guest, "GET", path).etag
+    with connect(guest, timeout=20) as poll, connect(guest, timeout=20) as stream:
+        poll.sendall(request("GET", f"{path}?wait=300&etag={etag.strip(chr(34))}"))
+        stream.sendall(request("GET", path, headers={"accept": "text/event-stream"}))
+        told = b""
+        while b"\n\n" not in told.partition(b"\r\n\r\n")[2]:
+            told += stream.recv(4096)
+        wait_until(lambda: scene.site.api.status().workers[0].connections >= 2, "both to wait")
+        began = time.monotonic()
+        scene.site.end(signal.SIGTERM)
+        assert time.monotonic() - began < 4.5
+        assert poll.recv(4096).startswith(b"HTTP/1.1 304")
+        assert stream.recv(4096) == b"0\r\n\r\n", "a whole stream"
+    scene.site.start()
+
+
+def test_a_worker_that_no_agent_knows_ends(scene: Scene) -> None:
+    """It would serve by what was so when its agent was killed."""
+    orphan = scene.site.worker
+    scene.site.end(signal.SIGKILL)
+    (scene.site.run / "worker0.pid").unlink()
+    scene.site.start()
+    assert scene.site.worker != orphan
+    wait_until(lambda: worker_gone(orphan), "its end", PATIENCE)

@@ -14,8 +14,9 @@ from uuid import UUID
 import pytest
 
 from shim import feed
+from shim.processes import began
 from shim.usage import Ledger
-from shim.workers import Worker, Workers, _began
+from shim.workers import Worker, Workers
 
 ENTRY = feed.Entry(1, 1, UUID(int=1), "open", "open", "required", (("/", "nova"),), "p", "10.0.0.5")
 KEY = (7, bytes(32))
@@ -50,7 +51,7 @@ def tell(folder: Path, story: Story, hello: dict[str, int]) -> None:
         path = folder / "feed"
         command = (sys.executable, "-c", WORKER, str(path), json.dumps(hello))
         child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        (folder / "worker0.pid").write_text(f"{child.pid} {_began(child.pid)}")
+        (folder / "worker0.pid").write_text(f"{child.pid} {began(child.pid)}")
         workers = Workers(
             1, os.getuid(), path, list, lambda fds: None, lambda: [ENTRY],  # type: ignore[arg-type, return-value]
             Ledger(lambda *_: None, {}), lambda text: None, lambda *asked: None, lambda reader: None,
