@@ -192,22 +192,18 @@ class Agent:
         return self._operations.policy_of(instance)
 
     async def start(self) -> None:
-        """Kernel first, refusing; then the proxy; then the operators' socket, as a sign that all is up."""
-        try:
-            fresh = await self._kernel.start()
-        except KernelError:
-            self._leaving = True  # what it could not take over goes on as it was
-            raise
+        """Kernel first, refusing; then the proxy; then the operators' socket, as a sign that all is up.
+
+        What takes a process of its own begins as soon as it may, and goes on while the programs are compiled.
+        """
+        told = self._watch_sources()
+        await self._open_kernel()
         namespaces = self._wire()
-        if fresh:  # workers of an earlier run listen where nobody comes any more
-            end_workers(self._config)
-        self._listeners.gather(noted(self._config))
-        self._workers.prepare()
         ready = asyncio.Event()
         self._tasks.append(asyncio.ensure_future(self._links.run(ready)))
         await ready.wait()
         self._tasks.append(asyncio.ensure_future(self._watch_tables()))
-        await self._know_sources()
+        await self._know_sources(told)
         await namespaces.settle()
         await self._enrolment.adopt(self._kernel.left)
         await self._kernel.hand_over(self._enrolment.failures.keys())
@@ -228,16 +224,38 @@ class Agent:
         gc.collect()
         gc.freeze()
 
-    async def _know_sources(self) -> None:
-        """Reads the identity sources, and waits a little for those that are others' to tell: what guards the taps goes
-        on as it was meanwhile. Of one that does not answer, what the kernel holds is believed until it does."""
+    async def _open_kernel(self) -> None:
+        """The kernel's side but for the ports, and workers for it. Those of an earlier run listen where nobody comes
+        any more, if it is a new gateway's namespace."""
+        fresh = False
+        try:
+            if fresh := await self._kernel.lay():
+                end_workers(self._config)
+            self._listeners.gather(noted(self._config))
+            self._workers.prepare()
+            if await self._kernel.start():
+                end_workers(self._config)
+                self._listeners.drop()
+                self._workers.renew()
+        except KernelError:
+            self._leaving = not fresh  # what it could not take over goes on as it was
+            raise
+
+    def _watch_sources(self) -> asyncio.Event:
+        """Begins to follow the identity sources; what tells that one of them may say something new."""
         told = asyncio.Event()
 
         def changed() -> None:
             told.set()
-            self._rounds.resolve()
+            if self._namespaces is not None:  # all is wired
+                self._rounds.resolve()
 
         self._tasks += [asyncio.ensure_future(watched(source, changed)) for source in self._resolver.sources]
+        return told
+
+    async def _know_sources(self, told: asyncio.Event) -> None:
+        """Reads the identity sources, and waits a little for those that are others' to tell: what guards the taps goes
+        on as it was meanwhile. Of one that does not answer, what the kernel holds is believed until it does."""
         self._resolver.refresh()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):

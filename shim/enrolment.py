@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from uuid import UUID
 
 from shim.core.claims import Claims
-from shim.core.link import Link, Place
+from shim.core.link import OWN_NETNS, Link, Place
 from shim.core.policy import Policy
 from shim.core.port import Port, Slots
 from shim.core.reconcile import Action, Cut, Ensure, Unplaced, Wanted, reconcile
@@ -30,10 +30,15 @@ BREATH = 8
 """Taps settled before others have their turn on the loop: under a millisecond, as a disable may be waiting."""
 
 
+async def _lead_nowhere(slot: int, netns: str) -> None:
+    """Where there is one namespace alone."""
+
+
 class Enrolment:
     """`ports` is what the kernel holds, by place; `failures` why a wanted tap is not guarded as it should be.
 
-    `lead` is called before a port is ensured: it sees that replies for its slot find the namespace of its tap.
+    `lead` is called with a slot and a namespace before a port is ensured, so that replies find its tap; and once it is
+    gone, with the agent's own, where all slots lead that are nobody's.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class Enrolment:
         policy_of: Callable[[UUID | None], Policy],
         changed: Callable[[Port, bool], None],
         clock: Callable[[], float],
-        lead: Callable[[Port], Awaitable[None]] | None = None,
+        lead: Callable[[int, str], Awaitable[None]] = _lead_nowhere,
     ) -> None:
         self.ports: dict[Place, Port] = {}
         self.resolutions: dict[Place, Resolution] = {}
@@ -90,6 +95,7 @@ class Enrolment:
                 strays.append(found.place)
             elif not found.ifindex:
                 self._slots.remember(found.slot, found.generation, self._clock())
+                await self._unlead(found.slot)
             else:
                 self._slots.adopt(found.slot, found.generation)
                 self._hold(self._adopted(found))
@@ -184,16 +190,15 @@ class Enrolment:
         if moved_in:  # the proxy knows the guest before its first packet gets through
             self._changed(port, True)
         try:
-            if self._lead is not None:
-                await self._lead(port)
+            await self._lead(port.slot, port.netns)
             await self._datapath.ensure(port)
         except KernelError:
             if moved_in:
                 self._changed(port, False)
-                self._slots.give_back(port.slot, self._clock())
+                await self._undo(port)
             if port.place in self._links:
                 raise
-            return  # the tap went meanwhile, and the kernel's side with it
+            return  # the tap went meanwhile
         self._hold(port)
         if moved_in:
             if port.instance is None:
@@ -201,6 +206,13 @@ class Enrolment:
             log.info("%s: slot %d, instance %s", _shown(port), port.slot, port.instance)
         else:
             self._changed(port, True)
+
+    async def _undo(self, port: Port) -> None:
+        """What was made of a port that could not be enrolled: its slot is nobody's."""
+        with contextlib.suppress(KernelError):  # whoever gets the slot next begins with all of it anew
+            await self._datapath.remove(port)
+        self._slots.give_back(port.slot, self._clock())
+        await self._unlead(port.slot)
 
     async def _shut(self, place: Place) -> None:
         """A tap that cannot be enrolled is guarded all the same: as nobody's, so that nothing passes there."""
@@ -223,6 +235,11 @@ class Enrolment:
         if self.ports.get(port.place) == port:
             self._release(port)
             log.info("%s: gone from slot %d", _shown(port), port.slot)
+        await self._unlead(port.slot)
+
+    async def _unlead(self, slot: int) -> None:
+        with contextlib.suppress(KernelError):  # whoever gets it next has it led anew
+            await self._lead(slot, OWN_NETNS)
 
     def _hold(self, port: Port) -> None:
         former = self.ports.get(port.place)

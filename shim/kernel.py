@@ -16,7 +16,6 @@ from pyroute2 import AsyncIPRoute
 from shim.config import Config
 from shim.control.shapes import Ailment
 from shim.core.link import OWN_NETNS, Link, Place
-from shim.core.port import Port
 from shim.datapath.base import Datapath, Enrolled
 from shim.datapath.guard import Guard
 from shim.errors import KernelError
@@ -60,10 +59,13 @@ class Kernel:
     def _datapath(self, kind: Kind) -> Datapath:
         return datapath_of(self._config, kind)
 
-    async def start(self) -> bool:
-        """Guard, gateway, datapath; whether the gateway's namespace is a new one. Raises KernelError."""
+    async def lay(self) -> bool:
+        """Guard and gateway; whether the gateway's namespace is a new one. Raises KernelError."""
         self._ensure_guard(self._guard)
-        fresh = await self._ensure_gateway()
+        return await self._ensure_gateway()
+
+    async def start(self) -> bool:
+        """The datapath, on what was laid; whether that took another gateway. Raises KernelError."""
         await self._branches.learn()
         await self._open()
         former = self._datapath(OTHER[self.datapath.name])
@@ -72,7 +74,7 @@ class Kernel:
             self._handover = Handover(former)
             self.left = await self._handover.observe()
         elif not self.datapath.cut:
-            return fresh
+            return False
         self._branches.renew()
         await gateways.remove(self._route, self.gateway)
         await self._ensure_gateway()
@@ -137,9 +139,9 @@ class Kernel:
         if unguarded:
             joined.guard.teardown()
 
-    async def lead(self, port: Port) -> None:
-        """Has replies for a port's slot find the namespace of its tap. Raises KernelError."""
-        await self._branches.lead(port.slot, port.netns)
+    async def lead(self, slot: int, netns: str) -> None:
+        """Has replies for a slot find the namespace of its tap. Raises KernelError."""
+        await self._branches.lead(slot, netns)
 
     def is_gateway(self, place: Place) -> bool:
         """Whether that is a link to the gateway."""

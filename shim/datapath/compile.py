@@ -7,16 +7,18 @@ under names that end in `-new` (bpffs takes no dots) until the caller takes them
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-import subprocess
 import sys
 import sysconfig
+from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
 
 from shim.errors import KernelError
 
 PROGRAMS = ("from_instance", "to_instance")
+_SECONDS = 120.0
 _INCLUDE = re.compile(r'\s*#include "(.+)"')
 
 
@@ -63,12 +65,21 @@ def load(folder: Path, pins: Path) -> None:
         pin(function.fd, fresh)
 
 
-def run(folder: Path, pins: Path, python: str) -> None:
+async def run(folder: Path, pins: Path, python: str) -> None:
     """Runs the child. Raises KernelError with what the compiler or the verifier said last."""
     command = [python, "-m", "shim.datapath.compile", str(folder), str(pins)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        said = "\n".join(done.stderr.strip().splitlines()[-12:])
+    child = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
+    try:
+        async with asyncio.timeout(_SECONDS):
+            _, raw = await child.communicate()
+    except TimeoutError:
+        what = f"the eBPF programs are not compiled within {_SECONDS:.0f} s"
+        raise KernelError(what, "see `metashim check`") from None
+    finally:
+        if child.returncode is None:
+            child.kill()
+    if child.returncode:
+        said = "\n".join(raw.decode(errors="replace").strip().splitlines()[-12:])
         raise KernelError(f"the eBPF programs cannot be compiled or loaded:\n{said}", "see `metashim check`")
 
 

@@ -79,7 +79,7 @@ class Ebpf:
             await self._attach_reply(own)
             return
         self._open_maps()
-        self._programs = _open_programs(self._pins.folder)
+        self._programs = await _open_programs(self._pins.folder)
         self._pins.settle()
         self._maps["settings"].update(_key(0), self._settings)
         self._rings = bpf.Rings(self._maps["events"], self._maps["traces"])
@@ -270,10 +270,10 @@ def source_hash() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _open_programs(folder: Path) -> dict[str, int]:
+async def _open_programs(folder: Path) -> dict[str, int]:
     paths = {name: folder / f"{name}-{source_hash()}" for name in compile.PROGRAMS}
     if not all(path.exists() for path in paths.values()):
-        compile.run(RULES, folder, sys.executable)
+        await compile.run(RULES, folder, sys.executable)
         for name, path in paths.items():
             (folder / f"{name}-new").rename(path)
     return {name: bpf.open_pin(path) for name, path in paths.items()}

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable
+import struct
+from collections.abc import Awaitable, Iterator
+from contextlib import AbstractContextManager, suppress
+from ipaddress import ip_address, ip_network
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -19,12 +22,20 @@ from pyroute2.netlink.exceptions import NetlinkError
 from shim.core.link import OWN_NETNS
 from shim.errors import KernelError
 from shim.netlink import gateway as gateways
+from shim.netlink import rtnl
 from shim.netlink.gateway import BRANCHES, GATEWAY_MAC, HOST_MAC, NEIGHBOUR_V4, NEIGHBOUR_V6, Gateway
 from shim.netlink.inside import Inside, netlink_in
 from shim.netlink.nsid import Numbers
 from shim.netlink.tc import kernel_errors
 
 GONE = (errno.ESRCH, errno.ENODEV, errno.ENOENT)
+
+# linux/rtnetlink.h
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_DST, _OIF, _GATEWAY = 1, 4, 5
+_MAIN, _STATIC, _UNICAST, _NOWHERE, _ONLINK = 254, 4, 1, 255, 4
+_IPV4, _IPV6 = 2, 10
+_TRIES = 5
 
 
 class Branches:
@@ -33,22 +44,27 @@ class Branches:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._route: AsyncIPRoute | None = None  # inside the gateway
-        self._numbers: dict[str, int] = {OWN_NETNS: 0}
+        self._rtnl = rtnl.Rtnl(self._entered)
+        self._ends: dict[str, int] = {}  # numbers of the ends inside, by what is at the other
         self._led: dict[int, str] = {}
+
+    def _entered(self) -> AbstractContextManager[None]:
+        return gateways.entered(self._gateway.path)
 
     def _inside(self) -> AsyncIPRoute:
         if self._route is None:
-            self._route = AsyncIPRoute(fileno=netlink_in(lambda: gateways.entered(self._gateway.path)))
+            self._route = AsyncIPRoute(fileno=netlink_in(self._entered))
         return self._route
 
     def renew(self) -> None:
         """The gateway is another one: nothing leads to it yet."""
         self.close()
-        self._numbers = {OWN_NETNS: 0}
+        self._ends.clear()
         self._led.clear()
 
     def close(self) -> None:
         """Lets go of the gateway's namespace."""
+        self._rtnl.close()
         if self._route is not None:
             self._route.close()
             self._route = None
@@ -63,7 +79,7 @@ class Branches:
             await inside.route.link("set", index=ifindex, state="up", arp=False)
             found = await self._inside().link_lookup(ifname=_name(number))
             await gateways.furnish_link(self._inside(), self._gateway, _name(number), found[0])
-        self._numbers[inside.netns] = number
+        self._ends[inside.netns] = found[0]
         return ifindex
 
     async def _standing(self, inside: Inside) -> int:
@@ -108,37 +124,56 @@ class Branches:
 
     def _forget(self, netns: str) -> None:
         """Its link has gone, and with it every route by it."""
-        self._numbers.pop(netns, None)
+        self._ends.pop(netns, None)
         self._led = {slot: other for slot, other in self._led.items() if other != netns}
 
     async def learn(self) -> None:
         """Which slots an earlier run led where: a link that is none of this run's leads nowhere that is wanted."""
         with kernel_errors("cannot read the gateway's routes"):
-            async for route in await self._inside().get_routes(family=2, table=254):
-                address = route.get_attr("RTA_DST")
-                if address and route["dst_len"] == 32:
-                    self._led[_slot(address)] = f"link {route.get_attr('RTA_OIF')}"
+            for table, length, route in self._routes():
+                if table == _MAIN and length == 32 and _DST in route:
+                    self._led[_slot(route[_DST])] = f"link {struct.unpack('=I', route[_OIF])[0]}"
+
+    def _routes(self) -> list[tuple[int, int, dict[int, bytes]]]:
+        """(table, prefix length, attributes) of all routes of IPv4."""
+        question = _RTMSG.pack(_IPV4, 0, 0, 0, 0, 0, 0, 0, 0)
+        for _ in range(_TRIES):
+            with suppress(rtnl.InterruptedDumpError):
+                bodies = list(self._rtnl.dump(rtnl.GETROUTE, question))
+                return [(body[4], body[1], rtnl.attributes(body[_RTMSG.size :])) for body in bodies]
+        raise OSError(errno.EBUSY, "the list changed too fast to be read")
 
     async def lead(self, slot: int, netns: str) -> None:
         """Replies for a slot go to that namespace from now on."""
         if self._led.get(slot, OWN_NETNS) == netns:
             return
-        number = self._numbers.get(netns)
-        if number is None:
+        end = self._ends.get(netns)
+        if netns != OWN_NETNS and end is None:
             raise KernelError(f"the namespace {netns} has no link to the gateway", "the agent tries again soon")
         with kernel_errors(f"cannot lead slot {slot} to the namespace {netns or 'of the host'}"):
-            await self._lead(slot, number)
-        self._led[slot] = netns
+            self._lead(slot, end)
+        if netns == OWN_NETNS:
+            del self._led[slot]
+        else:
+            self._led[slot] = netns
 
-    async def _lead(self, slot: int, number: int) -> None:
-        route = self._inside()
-        oif = (await route.link_lookup(ifname=_name(number)))[0] if number else 0
-        for family, neighbour in ((4, NEIGHBOUR_V4), (6, NEIGHBOUR_V6)):
-            address = self._gateway.slot_address(slot, family)
-            if number:
-                await route.route("replace", dst=address, gateway=neighbour, oif=oif, flags=["onlink"])
-            else:
-                await _unless_gone(route.route("del", dst=address))
+    def _lead(self, slot: int, end: int | None) -> None:
+        """By the link whose end inside is `end`; without one, by the route that all slots have."""
+        kind, flags = (rtnl.DELROUTE, 0) if end is None else (rtnl.NEWROUTE, rtnl.CREATE | rtnl.REPLACE)
+        for code in self._rtnl.change(*((kind, flags, body) for body in self._slot_routes(slot, end))):
+            rtnl.check(code, *(GONE if end is None else ()))
+
+    def _slot_routes(self, slot: int, end: int | None) -> Iterator[bytes]:
+        """The routes to a slot, in both families: as they are made, or, without `end`, as they are removed."""
+        for family, version, neighbour in ((_IPV4, 4, NEIGHBOUR_V4), (_IPV6, 6, NEIGHBOUR_V6)):
+            destination = ip_network(self._gateway.slot_address(slot, version))
+            how = (_STATIC, 0, _UNICAST, _ONLINK) if end is not None else (0, _NOWHERE, 0, 0)
+            head = _RTMSG.pack(family, destination.prefixlen, 0, 0, _MAIN, *how)
+            body = head + rtnl.attribute(_DST, destination.network_address.packed)
+            if end is not None:
+                body += rtnl.attribute(_GATEWAY, ip_address(neighbour).packed)
+                body += rtnl.attribute(_OIF, struct.pack("=I", end))
+            yield body
 
 
 async def _unless_gone(change: Awaitable[object]) -> None:
@@ -153,6 +188,5 @@ def _name(number: int) -> str:
     return f"gw{number}"
 
 
-def _slot(address: str) -> int:
-    high, mid, low = (int(part) for part in address.split(".")[1:])
-    return (high & 0x3F) << 16 | mid << 8 | low
+def _slot(address: bytes) -> int:
+    return int.from_bytes(address, "big") & 0x3FFFFF

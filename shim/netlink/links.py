@@ -18,7 +18,7 @@ from shim.netlink import rtnl
 
 log = logging.getLogger(__name__)
 
-DUMP_TRIES = 5
+DUMP_TRIES = 3
 AGAIN_SECONDS = 1.0
 
 # linux/rtnetlink.h, linux/if_link.h
@@ -128,16 +128,24 @@ def _link(body: bytes, netns: str) -> Link:
 
 
 def dump(netns: str = OWN_NETNS, enter: rtnl.Enter = nullcontext) -> dict[Place, Link]:
-    """Every link of a namespace, which is called `netns`. A dump that was interrupted is made again."""
+    """Every link of a namespace, which is called `netns`. A dump that was interrupted is made again.
+
+    Where a thousand taps are while others come and go, none is ever whole. Then what all of them together showed is
+    taken: for who subscribed to changes before, what went meanwhile is corrected by the messages that wait.
+    """
     asked = rtnl.Rtnl(enter)
     question = _IFINFO.pack(0, 0, 0, 0, 0) + rtnl.attribute(_EXT_MASK, struct.pack("=I", _SKIP_STATS))
+    shown: dict[Place, Link] = {}
     try:
         for _ in range(DUMP_TRIES):
+            seen: dict[Place, Link] = {}
             try:
-                links = [_link(body, netns) for body in asked.dump(rtnl.GETLINK, question)]
-                return {link.place: link for link in links}
+                for body in asked.dump(rtnl.GETLINK, question):
+                    link = _link(body, netns)
+                    seen[link.place] = link
+                return seen
             except rtnl.InterruptedDumpError:
-                continue
+                shown |= seen
     finally:
         asked.close()
-    raise OSError("the list of links changed too fast to be read")
+    return shown

@@ -16,6 +16,7 @@ Enter = Callable[[], AbstractContextManager[None]]
 """What moves the thread into the network namespace that a socket is to be of. `nullcontext` leaves it where it is."""
 
 NEWLINK, DELLINK, GETLINK = 16, 17, 18
+NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWQDISC, DELQDISC, GETQDISC = 36, 37, 38
 NEWTFILTER, DELTFILTER, GETTFILTER = 44, 45, 46
 
@@ -124,6 +125,12 @@ class Rtnl:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def check(code: int, *passed: int) -> None:
+    """Raises what the kernel answered, unless it is 0 or one of these errors."""
+    if code and code not in passed:
+        raise OSError(code, os.strerror(code))
 
 
 def _check(end: bytes, interrupted: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -49,12 +48,6 @@ def kernel_errors(doing: str) -> Iterator[None]:
         raise KernelError(f"{doing}: {error.strerror or error}", errno=error.errno or 0) from error
 
 
-def _check(code: int, *passed: int) -> None:
-    """Raises what the kernel answered, unless it is 0 or one of these errors."""
-    if code and code not in passed:
-        raise OSError(code, os.strerror(code))
-
-
 def _clsact(ifindex: int) -> bytes:
     """The queueing discipline that filters of both directions lie in."""
     return _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + rtnl.attribute(_KIND, b"clsact\0")
@@ -91,11 +84,11 @@ class Filters:
             holder, added = self._rtnl.change(
                 (rtnl.NEWQDISC, _NEW, _clsact(ifindex)), (rtnl.NEWTFILTER, _NEW, filled)
             )
-            _check(holder, errno.EEXIST)
+            rtnl.check(holder, errno.EEXIST)
             if added == errno.EEXIST:
                 await self._must_be_ours(ifindex, name)
                 (added,) = self._rtnl.change((rtnl.NEWTFILTER, rtnl.CREATE | rtnl.REPLACE, filled))
-            _check(added)
+            rtnl.check(added)
 
     async def _must_be_ours(self, ifindex: int, name: str) -> None:
         if await self.slot_of(ifindex, name) is None:
@@ -148,7 +141,7 @@ class Filters:
             (code,) = self._rtnl.change((rtnl.DELTFILTER, 0, _filter(ifindex)))
             if not code and not self._in_use(ifindex):
                 (code,) = self._rtnl.change((rtnl.DELQDISC, 0, _clsact(ifindex)))
-            _check(code, *GONE)
+            rtnl.check(code, *GONE)
 
     def _in_use(self, ifindex: int) -> bool:
         return any(_KIND in found for parent in (INGRESS, EGRESS) for found in self._filters(ifindex, parent))

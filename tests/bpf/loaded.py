@@ -7,6 +7,7 @@ a device hands it over; what a program puts beside a frame (a pushed tag) a test
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes as ct
 import os
@@ -69,7 +70,7 @@ class Loaded:
         self.maps = {shape.name: bpf.Map.create(shape) for shape in self.shapes}
         for name, made in self.maps.items():
             bpf.pin(made.fd, folder / name)
-        compile.run(RULES, folder, sys.executable)
+        asyncio.run(compile.run(RULES, folder, sys.executable))
         self._from = bpf.open_pin(folder / "from_instance-new")
         self._to = bpf.open_pin(folder / "to_instance-new")
         self._rings = bpf.Rings(self.maps["events"], self.maps["traces"])
