@@ -7,8 +7,9 @@ and no state is ever misread. A version that finds no folder of its own but a fo
   - makes the others anew, and translates what they hold (former.py). The former programs go on with their own until
     each is replaced, in one step, by one that finds the same port here.
 
-So nothing is lost at any instant. All is made in a folder `next`, which becomes this version's with the programs in
-it; whoever dies before that has changed nothing.
+So nothing is lost at any instant. All is made in a folder `next…`, which becomes this version's with the programs in it;
+whoever dies before that has changed nothing. It is each run's own, since the compiler of an agent that was killed goes
+on for a second, and would pin programs of its own among another agent's maps.
 
 Where that cannot be (other sizes, a newer version's folder, pins that are not what they should be) this version cuts
 over: it begins with empty maps. Folders that it could not go on with stay until `prune`, and as long as one is there
@@ -21,6 +22,7 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -78,13 +80,15 @@ class Pins:
         self._shapes = maps
         self._records = records
         self._final = root / str(shape)
+        self._stage = root / f"{STAGE}{secrets.token_hex(4)}"
         self.folder = self._final
         self.cut = False
 
     def open(self) -> dict[str, bpf.Map]:
         """Every map of this version: its own, a former version's, or new ones. Raises KernelError."""
         self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _remove(self._root / STAGE)
+        for path in self._root.glob(f"{STAGE}*"):
+            shutil.rmtree(path, ignore_errors=True)  # its compiler may be at it still: `prune` has the rest
         others = self._others()
         try:
             self._must_be_known(others)
@@ -96,7 +100,7 @@ class Pins:
                 raise
             self._cut_over(error)
             made = self._assemble(None)
-        self.folder = self._root / STAGE
+        self.folder = self._stage
         return made
 
     def _others(self) -> list[Shape]:
@@ -119,20 +123,19 @@ class Pins:
             "and policies hold", self._shape, why,
         )  # fmt: skip
         self.cut = True
-        _remove(self._root / STAGE)
+        _remove(self._stage)
         if self._final.exists():
             _remove(self._root / ASIDE)
             self._final.rename(self._root / ASIDE)
 
     def _assemble(self, source: Shape | None) -> dict[str, bpf.Map]:
         """All maps in the folder `next`; of the former version `source`, if there is one."""
-        stage = self._root / STAGE
-        stage.mkdir(mode=0o700)
+        self._stage.mkdir(mode=0o700)
         made: dict[str, bpf.Map] = {}
         try:
             for shape in self._shapes:
                 made[shape.name] = self._carried(shape, source) if source else bpf.Map.create(shape)
-                bpf.pin(made[shape.name].fd, stage / shape.name)
+                bpf.pin(made[shape.name].fd, self._stage / shape.name)
         except KernelError:
             _close(made.values())
             raise

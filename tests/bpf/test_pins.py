@@ -118,7 +118,7 @@ class TestTheNextVersion:
         pins = former(root)
         assert ids(pins.open()) == ids(used)
         assert not pins.cut
-        assert not (root / STAGE).exists()
+        assert [path.name for path in root.iterdir()] == ["v1-4-8"]
 
     def test_takes_the_newest_that_there_is(self, root, used):
         started(present(root))["ports"].update(key(2), b"two.two.")
@@ -216,7 +216,7 @@ class TestIsNotIrritated:
         assert not pins.cut
         assert sorted(path.name for path in (root / "v1-4-8").iterdir()) == sorted(shape.name for shape in BEFORE)
 
-    @pytest.mark.parametrize("name", ["v9-4-8", "v1-9-9", "vx-1-1", "else", ASIDE + "x"])
+    @pytest.mark.parametrize("name", ["v9-4-8", "v1-9-9", "vx-1-1", "else", ASIDE + "x", STAGE + "1"])
     def test_by_a_folder_without_ports(self, root, used, name):
         (root / name).mkdir()
         pins = former(root)
@@ -288,6 +288,17 @@ def points(act: Callable[[], object]) -> Iterator[int]:
         if not killed(act, calls):
             return
         yield calls
+
+
+def test_the_programs_of_a_killed_agents_compiler_come_to_nothing(root, used):
+    """It ends after the next agent began, and knows nothing of that."""
+    killed(lambda: present(root).open(), 1000)
+    (stage,) = root.glob(f"{STAGE}*")
+    pins = present(root)
+    pins.open()
+    assert list(root.glob(f"{STAGE}*")) == [pins.folder]
+    with pytest.raises(KernelError):
+        bpf.pin(used["flows"].fd, stage / "from_instance-new")
 
 
 def test_a_take_over_that_is_killed_anywhere_loses_nothing(root, used):
