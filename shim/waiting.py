@@ -25,8 +25,9 @@ class Bell:
 
     async def heard(self, seconds: float) -> None:
         """Returns at the next ring, or after so many seconds."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
+        with contextlib.suppress(TimeoutError):  # wait_for would swallow a cancellation that comes with a ring
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
 
 
 async def settled(answer: Response | Pending) -> Response:

@@ -7,9 +7,9 @@ and no state is ever misread. A version that finds no folder of its own but a fo
   - makes the others anew, and translates what they hold (former.py). The former programs go on with their own until
     each is replaced, in one step, by one that finds the same port here.
 
-So nothing is lost at any instant. All is made in a folder `next…`, which becomes this version's with the programs in it;
-whoever dies before that has changed nothing. It is each run's own, since the compiler of an agent that was killed goes
-on for a second, and would pin programs of its own among another agent's maps.
+So nothing is lost at any instant. All is made in a folder `next…`, which becomes this version's with the programs in
+it; whoever dies before that has changed nothing. It is each run's own, since the compiler of an agent that was killed
+goes on for a second, and would pin programs of its own among another agent's maps.
 
 Where that cannot be (other sizes, a newer version's folder, pins that are not what they should be) this version cuts
 over: it begins with empty maps. Folders that it could not go on with stay until `prune`, and as long as one is there
