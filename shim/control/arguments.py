@@ -27,6 +27,7 @@ else:
     ParamType = click.ParamType  # generic in newer releases only
 
 COMPLETION_SECONDS = 0.2
+NOBODY = 65534  # the kernel's own overflow uid, and nobody's on Linux
 FOLLOW_SECONDS = 25  # one long poll of a verb that follows
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -66,18 +67,13 @@ class Session:
         return TraceClient(self._socket or self.config().control_socket, SILENCE_SECONDS)
 
     def give_up_root(self) -> None:
-        """Becomes the proxy's user, or nobody, for good; who is not root stays who they are."""
+        """Becomes nobody, for good, and not the proxy's user, whose workers it could then touch; who is not root stays
+        who they are."""
         import os
-        import pwd
 
-        if os.geteuid() != 0 or self._drop is None:
-            return
-        try:
-            user = pwd.getpwnam(self.config().proxy.user)
-        except (MetashimError, KeyError):
-            user = pwd.getpwnam("nobody")
-        os.environ["HOME"] = "/nonexistent"  # root's is not to be looked into any more
-        self._drop(user.pw_uid, user.pw_gid)
+        if os.geteuid() == 0 and self._drop is not None:
+            os.environ["HOME"] = "/nonexistent"  # root's is not to be looked into any more
+            self._drop(NOBODY, NOBODY)
 
 
 class InstanceType(ParamType):

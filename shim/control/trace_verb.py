@@ -1,7 +1,7 @@
 """The verb that shows an instance's packets live.
 
 What guests sent is taken apart by a large library, so that is not done as root: once the stream from the agent is
-open, the verb becomes the proxy's user, or nobody.
+open, the verb becomes nobody.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import struct
-from pathlib import Path
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -161,20 +162,27 @@ class TestVerb:
 
 
 class TestRoot:
-    def test_is_given_up_for_the_proxys_user(self, tmp_path, monkeypatch):
-        config = tmp_path / "metashim.toml"
-        config.write_text('[proxy]\nuser = "nobody"\n')
+    def test_is_given_up_for_nobody(self, monkeypatch):
         dropped = []
         monkeypatch.setattr("os.geteuid", lambda: 0)
-        Session(config, None, lambda *ids: dropped.append(ids)).give_up_root()
+        monkeypatch.setenv("HOME", "/root")
+        Session(None, None, lambda *ids: dropped.append(ids)).give_up_root()
         assert dropped == [(65534, 65534)]
+        assert os.environ["HOME"] != "/root"
 
-    def test_for_nobody_where_there_is_no_such_user(self, tmp_path, monkeypatch):
-        dropped = []
+    def test_is_given_up_before_anything_is_taken_apart(self, host, tmp_path, monkeypatch):
+        """What takes packets apart is not even imported before."""
+        seen = []
+        monkeypatch.delitem(sys.modules, "shim.control.trace_text", raising=False)
+        monkeypatch.delattr("shim.control.trace_text", raising=False)
+        monkeypatch.setenv("HOME", "/root")
+        monkeypatch.setattr("shim.cli._drop", lambda *ids: seen.append("shim.control.trace_text" in sys.modules))
+        host.shown = [TraceView([packet()])]
         monkeypatch.setattr("os.geteuid", lambda: 0)
-        Session(tmp_path / "none", None, lambda *ids: dropped.append(ids)).give_up_root()
-        assert dropped == [(65534, 65534)]
+        assert run(tmp_path, str(ONE), "--count", "1").exit_code == 0
+        assert seen == [False]
+        assert "shim.control.trace_text" in sys.modules
 
     def test_is_not_there_to_give_up(self, monkeypatch):
         monkeypatch.setattr("os.geteuid", lambda: 1000)
-        Session(Path("/none"), None, lambda *ids: pytest.fail("dropped")).give_up_root()
+        Session(None, None, lambda *ids: pytest.fail("dropped")).give_up_root()
