@@ -193,8 +193,7 @@ def test_kills_at_random_under_load(scene: Scene) -> None:
                 killer.strike()
         finally:
             operator.end()
-        print(f"\n{dict(killer.done)}; {operator.done} switched, {operator.failed} not acknowledged; {load}")
-        print(dict(load.met))
+        print(f"\n{dict(killer.done)}; {operator.done} switched, {operator.failed} not known; {dict(load.met)}")
         operator.in_force()
         for number in range(1, GUESTS + 1):
             load.shut.pop(str(uuid_of(number)), None)
