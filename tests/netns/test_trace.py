@@ -94,8 +94,9 @@ def start(shared: Hypervisor, guests: object, tmp_path: Path) -> Iterator[Callab
     shared.enable(A)
 
 
-def test_shows_a_request_in_both_directions(guests, start):
+def test_shows_a_request_in_both_directions(shared, guests, start):
     trace = start()
+    assert any(event.text == "traced by root (uid 0)" and event.instance == A for event in shared.api.events().events)
     assert ask(guests["on"]).status == 200
     ask(guests["on"], V6)
     guest, service = r"10.0.0.5", "169.254.169.254:80"
