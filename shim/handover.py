@@ -4,8 +4,9 @@ The former one may be in the kernel from an earlier run. The hand-over must let 
 nothing leak, whichever of the two sees a packet first and however old the policies are that the former one holds:
 
     1. The new one is opened. If that fails, the former one goes on as before.
-    2. The gateway's namespace is made anew. From here on the former one serves nobody: what it takes off the taps
-       goes nowhere. Connections that were open end here.
+    2. The gateway's namespace is made anew, and replies from it are the new one's, who knows no connection of the
+       former one's. From here on that serves nobody: what it takes off the taps gets no answer. Connections that were
+       open end here.
     3. Every tap is ensured in the new one, in the slot that it had.
     4. The former one is removed, which lets the new one see the packets. Where a tap could not be ensured the
        former one stays, and goes on taking all that is for the service off that tap, until an audit gets it done.
