@@ -59,6 +59,24 @@ def _watch() -> list[Figure]:
     return watch.measure()
 
 
+def _cold() -> list[Figure]:
+    from bench import cold
+
+    return cold.measure()
+
+
+def _boot() -> list[Figure]:
+    from bench import boot
+
+    return boot.measure()
+
+
+def _storm() -> list[Figure]:
+    from bench import storm
+
+    return storm.measure()
+
+
 def _scale(wanted: set[str]) -> Row:
     from bench import scale
 
@@ -72,6 +90,9 @@ ROWS: dict[str, Row] = {
     "forward": _forward,
     "isolation": _isolation,
     "watch": _watch,
+    "cold": _cold,
+    "boot": _boot,
+    "storm": _storm,
 }
 SCALED = ("toggle", "enrol", "memory")
 """Measured together, as all need the same many ports."""

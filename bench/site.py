@@ -33,12 +33,14 @@ run_dir = "{folder}/run"
 state_dir = "{folder}/state"
 
 [identity]
-sources = ["file"]
+{identity}
 file = "{folder}/instances.toml"
 
 [log]
 level = "warning"
 """
+
+FILE = 'sources = ["file"]'
 
 DEFAULTS = """
 [proxy]
@@ -86,13 +88,15 @@ class Site:
     """A lab whose host runs an agent. Guests and taps are numbered: `tap<number>`, `instance_of(number)`.
 
     `settings` are tables of the configuration beside those that SETTINGS has; `{folder}` in them is the site's.
+    `identity` is what is to be in that table.
     """
 
-    def __init__(self, lab: Lab, folder: Path, settings: str = RAISED) -> None:
+    def __init__(self, lab: Lab, folder: Path, settings: str = RAISED, identity: str = FILE) -> None:
         self.lab = lab
         self._folder = folder
         path = folder / "metashim.toml"
-        path.write_text((SETTINGS + settings).format(name=f"bench{os.getpid()}", folder=folder))
+        whole = (SETTINGS + settings).replace("{identity}", identity)
+        path.write_text(whole.format(name=f"bench{os.getpid()}", folder=folder))
         secret = folder / "secret"
         secret.touch(0o600)
         secret.write_text("bench-shared-secret")
@@ -100,6 +104,11 @@ class Site:
         self.client = Client(self.config.control_socket)
         self._command = [sys.executable, "-m", "shim", "--config", str(path)]
         self._log = folder / "agent.log"
+        # As an installed one has after its first start: modules that are compiled.
+        self._environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        self._environment["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
+        everything = "import shim.agent, shim.cli, shim.proxy, shim.datapath.compile, shim.identity.speaker"
+        subprocess.run([sys.executable, "-c", everything], cwd=ROOT, env=self._environment, check=True)
         self._agent: subprocess.Popen[bytes] | None = None
 
     def guest(self, number: int) -> VethGuest:
@@ -125,21 +134,30 @@ class Site:
         fresh.write_text("".join(entries))
         fresh.rename(self._folder / "instances.toml")
 
+    def begin(self, datapath: str = "ebpf") -> None:
+        """Starts the agent, without waiting for it."""
+        command = [*self._command, "agent", "--datapath", datapath]
+        with self._log.open("ab") as log:
+            self._agent = self.lab.run_in_host(command, cwd=ROOT, stdout=log, stderr=log, env=self._environment)
+
     def start(self, ports: int, datapath: str = "ebpf") -> float:
         """Starts the agent; the seconds until it serves operators and so many ports and its workers are up."""
         began = time.monotonic()
-        command = [*self._command, "agent", "--datapath", datapath]
-        with self._log.open("ab") as log:
-            self._agent = self.lab.run_in_host(command, cwd=ROOT, stdout=log, stderr=log)
-        while not self._is_ready():
-            if self._agent.poll() is not None or time.monotonic() - began > READY_SECONDS:
-                raise RuntimeError(f"the agent does not get ready:\n{self.log_text()}")
-            time.sleep(0.01)
+        self.begin(datapath)
+        self.await_ready()
         took = time.monotonic() - began
         status = self._settled_status()
         if status.states != {"serving": ports}:
             raise RuntimeError(f"{ports} ports were to be serving, but there are {status.states}")
         return took
+
+    def await_ready(self) -> None:
+        """Until the agent serves operators."""
+        began = time.monotonic()
+        while not self._is_ready():
+            if self._agent is None or self._agent.poll() is not None or time.monotonic() - began > READY_SECONDS:
+                raise RuntimeError(f"the agent does not get ready:\n{self.log_text()}")
+            time.sleep(0.01)
 
     def _is_ready(self) -> bool:
         try:
@@ -162,6 +180,13 @@ class Site:
     def worker_pids(self) -> list[int]:
         """The proxy's."""
         return [worker.pid for worker in self.client.status().workers]
+
+    @property
+    def other_pids(self) -> list[int]:
+        """The agent's other children: those that identity sources have."""
+        agent = self.pid
+        children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+        return sorted(set(map(int, children)) - set(self.worker_pids))
 
     @property
     def pins(self) -> Path:
@@ -213,14 +238,14 @@ def _mount_netns() -> None:
 
 
 @contextlib.contextmanager
-def site(settings: str = RAISED) -> Iterator[Site]:
+def site(settings: str = RAISED, identity: str = FILE) -> Iterator[Site]:
     """A site of its own with these settings, removed at the end, also after a failure or Ctrl-C."""
     _mount_netns()
     folder = Path(tempfile.mkdtemp(prefix="metashim-bench-"))
     folder.chmod(0o755)  # the proxy is nobody, and reads the store
     try:
         with Lab(f"bench{os.getpid()}") as lab:
-            made = Site(lab, folder, settings)
+            made = Site(lab, folder, settings, identity)
             try:
                 yield made
             except Exception as error:

@@ -171,7 +171,13 @@ class Hypervisor:
 
     def start(self, **environment: str) -> None:
         """Start an agent and wait until it says that it is ready."""
-        agent = self.begin(**environment)
+        self.begin(**environment)
+        self.await_ready()
+
+    def await_ready(self) -> None:
+        """Wait until the agent that was begun says that it is ready."""
+        assert self.agent is not None
+        agent = self.agent
         self._notify.settimeout(0.1)
         end = time.monotonic() + START_SECONDS
         while agent.poll() is None and time.monotonic() < end:

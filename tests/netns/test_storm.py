@@ -45,6 +45,8 @@ STEADY, SWITCHED = uuid_of(1), uuid_of(2)
 
 _numbers = itertools.count(100)
 
+pytestmark = pytest.mark.timeout(120 + 2 * SECONDS + 6 * REST)
+
 
 class Stormy(Hypervisor):
     """Whose slots rest for REST seconds."""
