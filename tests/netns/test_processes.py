@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from shim.core.policy import Access
+from shim.datapath import abi
 from shim.errors import StoreError
 from tests.lab import Lab, VethGuest
 from tests.lab.namespace import wait_until
@@ -185,7 +186,7 @@ class TestStarting:
         wait_until(lambda: site.verb("status", check=False).returncode == 0, "the agent")
         site.await_workers()
         assert outcome(guest) == "refused"
-        assert [path.name for path in (BPFFS / site.name).iterdir()] == ["v1-100-128"]
+        assert [path.name for path in (BPFFS / site.name).iterdir()] == [f"v{abi.VERSION}-100-128"]
         site.enable(A)
         await_outcome(guest, str(A))
         site.configure(PLENTY)
