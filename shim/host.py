@@ -88,7 +88,8 @@ def _ebpf(config: Config) -> Ebpf:
         event_rate=path.event_rate,
         flows_per_port=path.flows_per_port,
     )
-    return Ebpf(Filters(), config.pins, settings, path.max_ports, path.flows_per_port)
+    kept = Path(config.host.state_dir)
+    return Ebpf(Filters(), config.pins, settings, path.max_ports, path.flows_per_port, kept)
 
 
 def _nft(config: Config, inside: Inside | None = None) -> Nft:

@@ -13,7 +13,8 @@ import os
 import platform
 import select
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from shim.datapath.abi import MapShape
@@ -21,7 +22,8 @@ from shim.errors import KernelError
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64": 280}
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_GET_NEXT, OBJ_PIN, OBJ_GET = 0, 1, 2, 3, 4, 6, 7
-PROG_TEST_RUN, OBJ_GET_INFO = 10, 15
+PROG_LOAD, PROG_TEST_RUN, OBJ_GET_INFO = 5, 10, 15
+SCHED_CLS = 3
 _ATTR_BYTES = 128
 RDONLY_PROG = 1 << 7  # a map's flag that the kernel itself sets on arrays of devices
 
@@ -72,6 +74,16 @@ def _open_map_pin(path: Path) -> int:
         os.close(fd)
         raise KernelError(f"what is pinned at {path} is no map", errno=errno.EINVAL)
     return fd
+
+
+def load_program(code: bytes, name: str) -> int:
+    """A descriptor of a program for tc, once the kernel has verified it."""
+    instructions, license_name = ct.create_string_buffer(code, len(code)), ct.create_string_buffer(b"GPL")
+    attr = struct.pack(
+        "=IIQQIIQII16s", SCHED_CLS, len(code) // 8, _address(instructions), _address(license_name), 0, 0, 0, 0, 0,
+        name.encode()[:15],
+    )  # fmt: skip
+    return _bpf(PROG_LOAD, attr, f"cannot load {name}")[0]
 
 
 def test_run(prog: int, frame: bytes, repeat: int = 1, room: int = 4096) -> tuple[int, bytes, int]:
@@ -183,6 +195,24 @@ class Map:
     def close(self) -> None:
         """Closes the descriptor; a pin keeps the map."""
         os.close(self.fd)
+
+
+def ids(paths: Mapping[str, Path]) -> dict[int, str]:
+    """By every descriptor of a map that this process has, the name of the one of `paths` that it is."""
+    known = {}
+    for name, path in paths.items():
+        found = Map.of_any_shape(path)
+        known[found.id] = name
+        found.close()
+    return {fd: known[map_id] for fd, map_id in _map_ids() if map_id in known}
+
+
+def _map_ids() -> Iterator[tuple[int, int]]:
+    for entry in list(Path("/proc/self/fdinfo").iterdir()):
+        with suppress(FileNotFoundError):
+            said = dict(line.split(":", 1) for line in entry.read_text().splitlines() if ":" in line)
+            if "map_id" in said:
+                yield int(entry.name), int(said["map_id"])
 
 
 class Ring:

@@ -1,13 +1,15 @@
-"""Compiles the programs, loads them and pins them: `python -m shim.datapath.compile SOURCES PINS`.
+"""Compiles the programs, loads them and pins them: `python -m shim.datapath.compile SOURCES PINS [KEPT]`.
 
 A process of its own, ended as soon as it is done, since bcc brings a compiler that nobody needs
 afterwards. The maps must be pinned in the folder PINS already; the programs are pinned beside them,
-under names that end in `-new` (bpffs takes no dots) until the caller takes them over.
+under names that end in `-new` (bpffs takes no dots) until the caller takes them over. In the file KEPT, if that is
+given, they can be found the next time: bytecode.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import sys
@@ -50,8 +52,8 @@ def _flags(pins: Path) -> list[str]:
     return [*headers, f'-DPINS="{pins}"', "-Wall", "-Wno-unused-function"]
 
 
-def load(folder: Path, pins: Path) -> None:
-    """Runs in the child: compile, load, pin."""
+def load(folder: Path, pins: Path, kept: Path | None = None) -> None:
+    """Runs in the child: compile, load, pin, and keep."""
     os.environ["BCC_KERNEL_SOURCE"] = str(folder / "kernel")
     import bcc
 
@@ -63,11 +65,23 @@ def load(folder: Path, pins: Path) -> None:
         fresh = pins / f"{name}-new"
         fresh.unlink(missing_ok=True)
         pin(function.fd, fresh)
+    if kept is not None:
+        _keep({name: module.dump_func(name.encode()) for name in PROGRAMS}, pins, kept)
 
 
-async def run(folder: Path, pins: Path, python: str) -> None:
+def _keep(code: dict[str, bytes], pins: Path, kept: Path) -> None:
+    """Where that cannot be, it is compiled again the next time."""
+    from shim.datapath import abi, bytecode
+    from shim.datapath.bpf import ids
+
+    names = {shape.name: pins / shape.name for shape in abi.maps(1, 1)}
+    with contextlib.suppress(OSError):
+        bytecode.keep(kept, {name: bytecode.program(each, ids(names)) for name, each in code.items()})
+
+
+async def run(folder: Path, pins: Path, python: str, kept: Path | None = None) -> None:
     """Runs the child. Raises KernelError with what the compiler or the verifier said last."""
-    command = [python, "-m", "shim.datapath.compile", str(folder), str(pins)]
+    command = [python, "-m", "shim.datapath.compile", str(folder), str(pins), *([str(kept)] if kept else [])]
     child = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
     try:
         async with asyncio.timeout(_SECONDS):
@@ -85,6 +99,6 @@ async def run(folder: Path, pins: Path, python: str) -> None:
 
 if __name__ == "__main__":
     try:
-        load(Path(sys.argv[1]), Path(sys.argv[2]))
+        load(*map(Path, sys.argv[1:]))
     except Exception as error:  # noqa: BLE001 (bcc raises no other; a traceback would hide what the verifier said)
         sys.exit(str(error))

@@ -1,7 +1,7 @@
 """The eBPF datapath: programs on tc ingress, state in pinned maps.
 
 The maps are pinned, and outlive versions of all this: see pins.py. The programs' pins carry a hash of their
-source, so an agent that starts again compiles nothing.
+source, so an agent that starts again compiles nothing; after a boot they are loaded from what was kept (bytecode.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uuid import UUID
 from shim.core.link import OWN_NETNS, Place
 from shim.core.port import Port
 from shim.core.verdict import Event, Traced, Verdict
-from shim.datapath import abi, bpf, compile
+from shim.datapath import abi, bpf, bytecode, compile
 from shim.datapath.base import Enrolled, Filters, Inside
 from shim.datapath.pins import Pins, Shape
 from shim.errors import KernelError
@@ -45,13 +45,23 @@ class Ground:
 
 
 class Ebpf:
-    """One datapath; see Datapath for the methods. `settings` is what abi.pack_settings made."""
+    """One datapath; see Datapath for the methods. `settings` is what abi.pack_settings made; `kept` is a folder for
+    what was compiled; without one it is compiled whenever it is not pinned."""
 
     name = "ebpf"
     lacks: tuple[str, ...] = ()
 
-    def __init__(self, filters: Filters, pins: Path, settings: bytes, max_ports: int, flows_per_port: int) -> None:
+    def __init__(
+        self,
+        filters: Filters,
+        pins: Path,
+        settings: bytes,
+        max_ports: int,
+        flows_per_port: int,
+        kept: Path | None = None,
+    ) -> None:
         self._root = pins
+        self._kept = kept
         self._pins = Pins(pins, Shape(abi.VERSION, max_ports, flows_per_port), abi.maps(max_ports, flows_per_port))
         self._settings = settings
         self._flows_per_port = flows_per_port
@@ -79,7 +89,7 @@ class Ebpf:
             await self._attach_reply(own)
             return
         self._open_maps()
-        self._programs = await _open_programs(self._pins.folder)
+        self._programs = await _open_programs(self._pins.folder, self._kept)
         self._pins.settle()
         self._maps["settings"].update(_key(0), self._settings)
         self._rings = bpf.Rings(self._maps["events"], self._maps["traces"])
@@ -270,10 +280,12 @@ def source_hash() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-async def _open_programs(folder: Path) -> dict[str, int]:
+async def _open_programs(folder: Path, kept: Path | None) -> dict[str, int]:
     paths = {name: folder / f"{name}-{source_hash()}" for name in compile.PROGRAMS}
     if not all(path.exists() for path in paths.values()):
-        await compile.run(RULES, folder, sys.executable)
+        file = kept / f"programs-{source_hash()}" if kept else None
+        if file is None or not bytecode.load(file, folder):
+            await compile.run(RULES, folder, sys.executable, file)
         for name, path in paths.items():
             (folder / f"{name}-new").rename(path)
     return {name: bpf.open_pin(path) for name, path in paths.items()}
