@@ -30,7 +30,7 @@ from tests.netns.hypervisor import BPFFS, Hypervisor, uuid_of
 from tests.netns.talk import await_outcome
 from tests.netns.test_restarts import GUESTS, Scene
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "12"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "20"))
 SEED = int(os.environ.get("SOAK_SEED", "6"))
 WAYS = (Access.OPEN, Access.OPEN, Access.RESET, Access.FORBID, Access.DROP)
 
@@ -183,6 +183,7 @@ def counts(scene: Scene) -> dict[str, object]:
 
 
 @on_both
+@pytest.mark.timeout(SECONDS + 200)
 def test_kills_at_random_under_load(scene: Scene) -> None:
     site, before = scene.site, counts(scene)
     with Asking(scene.guests, patience=3.0) as load:

@@ -112,12 +112,14 @@ def scene(lasting: Scene) -> Scene:
 
 
 @on_both
+@pytest.mark.timeout(60 + 45 * ROUNDS)
 def test_the_agent(scene: Scene) -> None:
     ways = [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL]
     rounds = ROUNDS if scene.site.datapath == "ebpf" else -(-ROUNDS // 3)
     scene.under_load([partial(scene.agent, number) for number in ways] * rounds)
 
 
+@pytest.mark.timeout(60 + 45 * ROUNDS)
 def test_the_worker(scene: Scene) -> None:
     scene.under_load([scene.worker_by_hand, scene.worker_by_reload] * (ROUNDS * 3 // 2))
 
