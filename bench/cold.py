@@ -20,7 +20,6 @@ from shim.core.port import Port
 from shim.datapath import nft_ports
 from shim.host import nft_settings
 from tests.lab import Namespace
-from tests.netns.ovsdb_server import OvsdbServer
 from tests.netns.talk import outcome
 
 TAPS = 1_000
@@ -40,7 +39,10 @@ ovs = "{remote}"
 
 
 def measure() -> list[Figure]:
-    """All of it. Of some starts the quickest counts: whatever else the machine does only adds."""
+    """All of it. Of those starts that find the programs compiled the quickest counts: what else the machine does only
+    adds."""
+    from tests.netns.ovsdb_server import OvsdbServer  # the ovs library, for those who use it
+
     with OvsdbServer() as server:
         everybody = ALL.format(remote=server.remote)
         found = [figure for datapath in DATAPATHS for figure in _in_one(datapath, FILE, "a file")]
@@ -54,8 +56,8 @@ def _in_one(datapath: str, identity: str, sources: str) -> Iterator[Figure]:
         guest = here.guest(TAPS)
         here.know(range(TAPS + 1))
         whose = str(instance_of(TAPS))
-        took, agent, children = _best(here, datapath, TAPS + 1, lambda: outcome(guest) == whose)
-        yield from _figures(f"{datapath}, {TAPS:,} taps, {sources}", took, agent, children, _by_hand(here, datapath))
+        starts = _starts(here, datapath, TAPS + 1, lambda: outcome(guest) == whose)
+        yield from _figures(f"{datapath}, {TAPS:,} taps, {sources}", *starts, _by_hand(here, datapath))
 
 
 def _in_many(datapath: str) -> Iterator[Figure]:
@@ -64,8 +66,8 @@ def _in_many(datapath: str) -> Iterator[Figure]:
         there = [here.lab.namespace(f"many{number}") for number in range(NAMESPACES)]
         for number, where in enumerate(there):
             _fill(where, range(number * TAPS // NAMESPACES, (number + 1) * TAPS // NAMESPACES))
-        took, agent, children = _best(here, datapath, TAPS, lambda: True)
-        yield from _figures(f"{datapath}, {TAPS:,} taps in {NAMESPACES} namespaces", took, agent, children, None)
+        starts = _starts(here, datapath, TAPS, lambda: True)
+        yield from _figures(f"{datapath}, {TAPS:,} taps in {NAMESPACES} namespaces", *starts, None)
 
 
 def _fill(where: Namespace, numbers: range) -> None:
@@ -73,16 +75,22 @@ def _fill(where: Namespace, numbers: range) -> None:
     where.run(["ip", "-batch", "-"], timeout=120, input="".join(lines), stdin=None)
 
 
-def _figures(name: str, took: float, agent: float, children: float, by_hand: float | None) -> Iterator[Figure]:
-    yield Figure(f"cold start, {name}", took, "s", by_hand, "attached by one batch" if by_hand else "", SOON)
+def _figures(
+    name: str, took: list[float], agent: float, children: float, by_hand: float | None
+) -> Iterator[Figure]:
+    alone = "attached by one batch" if by_hand else ""
+    yield Figure(f"cold start, {name}", min(took[1:]), "s", by_hand, alone, SOON)
+    yield Figure(f"first start ever, {name}", took[0], "s", by_hand, alone, SOON)
     yield Figure(f"agent's memory then, {name}", agent, "MB", limit=LEAN)
     if children:
         yield Figure(f"its sources' children's, {name}", children, "MB")
 
 
-def _best(here: Site, datapath: str, ports: int, is_served: Callable[[], bool]) -> tuple[float, float, float]:
-    """The seconds until every port is served and a guest is; then the agent's resident MB, and its sources'
-    children's."""
+def _starts(
+    here: Site, datapath: str, ports: int, is_served: Callable[[], bool]
+) -> tuple[list[float], float, float]:
+    """The seconds of each until every port is served and a guest is; then the agent's resident MB, and its sources'
+    children's. Before each there is nothing in the kernel; before the first, nothing was ever compiled."""
     times = []
     for _ in range(TRIES):
         began = time.monotonic()
@@ -93,7 +101,7 @@ def _best(here: Site, datapath: str, ports: int, is_served: Callable[[], bool]) 
         times.append(time.monotonic() - began)
         agent, children = memory.resident(here.pid)[0], sum(memory.resident(pid)[0] for pid in here.other_pids)
         here.forget()
-    return min(times), agent, children
+    return times, agent, children
 
 
 def _by_hand(here: Site, datapath: str) -> float:

@@ -17,7 +17,7 @@ from bench.figures import Figure, Limit
 from bench.site import ROOT, Site, instance_of
 from tests.lab import VethGuest
 
-AGENT = Limit("value", most=45)
+AGENT = Limit("value", most=60)
 WORKER = Limit("value", most=40)
 HELD_AT = 1000
 """The number of ports up to which the limits hold."""

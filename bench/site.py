@@ -84,6 +84,11 @@ def instance_of(number: int) -> UUID:
     return UUID(f"be000000-0000-4000-8000-{number:012x}")
 
 
+def configuration(name: str, folder: Path, settings: str, identity: str = FILE) -> str:
+    """A site's: what SETTINGS has, with that in the table of identity, and these tables."""
+    return (SETTINGS + settings).replace("{identity}", identity).format(name=name, folder=folder)
+
+
 class Site:
     """A lab whose host runs an agent. Guests and taps are numbered: `tap<number>`, `instance_of(number)`.
 
@@ -95,8 +100,7 @@ class Site:
         self.lab = lab
         self._folder = folder
         path = folder / "metashim.toml"
-        whole = (SETTINGS + settings).replace("{identity}", identity)
-        path.write_text(whole.format(name=f"bench{os.getpid()}", folder=folder))
+        path.write_text(configuration(f"bench{os.getpid()}", folder, settings, identity))
         secret = folder / "secret"
         secret.touch(0o600)
         secret.write_text("bench-shared-secret")

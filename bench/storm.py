@@ -15,7 +15,7 @@ from bench.figures import Figure, Limit
 from bench.site import DATAPATHS, Site, site
 
 TAPS = range(20_000, 20_200)
-ROUNDS = 10
+ROUNDS = 4
 LEAN, NONE = Limit("value", most=60), Limit("value", most=0)
 PATIENCE = 60.0
 LOOK = 0.01

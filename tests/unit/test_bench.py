@@ -4,13 +4,14 @@ import asyncio
 import json
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
 from bench import __main__ as command
-from bench import answer, forward, isolation, load, site, slow, syns
+from bench import answer, cold, forward, isolation, load, site, slow, syns
 from bench.batch import Batch
 from bench.figures import COLUMNS, Figure, Limit, middle_and_tail, percentile
 from shim import config as configs
@@ -252,9 +253,10 @@ class TestFloods:
         assert limits.datapath.connection_rate > 1 / isolation.PACE / isolation.NEW_EVERY
 
 
-@pytest.mark.parametrize("settings", [site.DEFAULTS, site.RAISED])
-def test_sites_settings_are_a_configuration(settings):
-    text = (site.SETTINGS + settings + site.forwarded(8080, 99)).format(name="bench1", folder="/tmp/x")
+@pytest.mark.parametrize("identity", [site.FILE, cold.ALL.format(remote="unix:/tmp/db.sock")])
+@pytest.mark.parametrize("settings", [site.DEFAULTS, site.RAISED, site.DEFAULTS + cold.SPREAD])
+def test_sites_settings_are_a_configuration(settings, identity):
+    text = site.configuration("bench1", Path("/tmp/x"), settings + site.forwarded(8080, 99), identity)
     config = configs.parse(text.encode(), "it")
     assert config.forward.routes == {"/": "nova", "/signed": "http"}
     assert config.forward.requests_per_instance == 99
@@ -296,5 +298,5 @@ class TestCommand:
         with pytest.raises(SystemExit):
             command.main(["--only", "packets,nonsense"])
         said = capsys.readouterr().err
-        rows = "packets, path, requests, forward, isolation, watch, toggle, enrol, memory"
+        rows = "packets, path, requests, forward, isolation, watch, cold, boot, storm, toggle, enrol, memory"
         assert f"nonsense: the rows are {rows}" in said
