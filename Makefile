@@ -25,9 +25,10 @@ test: ## every test tier (TESTS=tests/unit for some of them)
 		libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients python3-libvirt qemu-system-x86
 	@tests/nova/install.sh || echo "make test: without the real Nova: its tests cannot run" >&2
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root: the kernel tiers will be skipped" >&2; fi
-	@# What needs no kernel runs side by side first; the rest would be in each other's way.
+	@# What needs no kernel runs side by side first; the rest would get in its own way.
 	@if [ "$(TESTS)" = tests ]; then \
-		$(PYTHON) -m pytest -n 4 --dist loadscope tests/unit && $(PYTHON) -m pytest tests --ignore tests/unit; \
+		status=0; $(PYTHON) -m pytest -n auto --dist loadscope tests/unit || status=$$?; \
+		$(PYTHON) -m pytest tests --ignore tests/unit && exit $$status; \
 	else $(PYTHON) -m pytest $(TESTS); fi
 
 nova: ## the real Nova, which some tests forward to: a virtual environment in .venv-nova (part of `make test`)
