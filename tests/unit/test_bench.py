@@ -253,8 +253,10 @@ class TestFloods:
         assert limits.datapath.connection_rate > 1 / isolation.PACE / isolation.NEW_EVERY
 
 
-@pytest.mark.parametrize("identity", [site.FILE, cold.ALL.format(remote="unix:/tmp/db.sock")])
-@pytest.mark.parametrize("settings", [site.DEFAULTS, site.RAISED, site.DEFAULTS + cold.SPREAD])
+@pytest.mark.parametrize("identity", [site.FILE, cold.ALL.format(remote="unix:/tmp/db.sock")], ids=["file", "all"])
+@pytest.mark.parametrize(
+    "settings", [site.DEFAULTS, site.RAISED, site.DEFAULTS + cold.SPREAD], ids=["defaults", "raised", "spread"]
+)
 def test_sites_settings_are_a_configuration(settings, identity):
     text = site.configuration("bench1", Path("/tmp/x"), settings + site.forwarded(8080, 99), identity)
     config = configs.parse(text.encode(), "it")
