@@ -94,11 +94,13 @@ def _starts(
     times = []
     for _ in range(TRIES):
         began = time.monotonic()
-        here.start(ports, datapath)
+        here.begin(datapath)
+        here.await_ready()
         while not is_served():
             if time.monotonic() - began > PATIENCE:
                 raise RuntimeError("the guest is not served")
         times.append(time.monotonic() - began)
+        here.must_serve(ports)
         agent, children = memory.resident(here.pid)[0], sum(memory.resident(pid)[0] for pid in here.other_pids)
         here.forget()
     return times, agent, children

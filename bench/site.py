@@ -150,10 +150,15 @@ class Site:
         self.begin(datapath)
         self.await_ready()
         took = time.monotonic() - began
-        status = self._settled_status()
-        if status.states != {"serving": ports}:
-            raise RuntimeError(f"{ports} ports were to be serving, but there are {status.states}")
+        self._settled_status()
+        self.must_serve(ports)
         return took
+
+    def must_serve(self, ports: int) -> None:
+        """RuntimeError unless so many ports are served, and no other is there."""
+        states = self.client.status().states
+        if states != {"serving": ports}:
+            raise RuntimeError(f"{ports} ports were to be serving, but there are {states}")
 
     def await_ready(self) -> None:
         """Until the agent serves operators."""
