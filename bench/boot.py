@@ -91,7 +91,7 @@ def _by_hand(here: Site) -> list[float]:
 
 def _address(here: Site, tap: str) -> None:
     mine, guests = f"addr add {OWN}/24 dev {tap}\n", f"neigh add {GUEST} lladdr {MAC} dev {tap}\n"
-    here.lab.host.run(["ip", "-batch", "-"], input=mine + guests, stdin=None)
+    here.lab.host.run(["ip", "-batch", "-"], input=guests + mine, stdin=None)
 
 
 def _importing() -> float:
@@ -106,6 +106,8 @@ def _importing() -> float:
 
 def _boot(here: Site, tap: str, then: Callable[[], None] = lambda: None, to: str = SERVICE) -> float:
     """Milliseconds until a guest on a new tap has an answer to its SYN; `then` is called once the tap is asked for."""
+    frame = Ether(src=MAC, dst=MAC) / IP(src=GUEST, dst=to) / TCP(sport=40_000, dport=80, flags="S")
+    syn = bytes(frame)
     with here.lab.host.enter():
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -115,8 +117,7 @@ def _boot(here: Site, tap: str, then: Callable[[], None] = lambda: None, to: str
         fcntl.ioctl(control, SIOCSIFFLAGS, IFREQ.pack(tap.encode(), IFF_UP))
         mac = fcntl.ioctl(control, SIOCGIFHWADDR, IFREQ.pack(tap.encode(), 0))[18:24]
         then()
-        syn = mac + bytes(Ether(src=MAC) / IP(src=GUEST, dst=to) / TCP(sport=40_000, dport=80, flags="S"))[6:]
-        while not _is_answered(fd, syn):
+        while not _is_answered(fd, mac + syn[6:]):
             if time.monotonic() - began > PATIENCE:
                 raise RuntimeError(f"a guest on {tap} is not answered within {PATIENCE} s")
             time.sleep(BETWEEN)
