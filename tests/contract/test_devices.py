@@ -16,7 +16,7 @@ from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet
 
 from shim.core.policy import Access, Policy
-from shim.netlink import gateway
+from shim.netlink import listening
 from tests.bpf.frames import BOTH, GUEST_MAC, GUEST_OF, SERVICE_MAC, SERVICE_OF, ethernet, segment
 from tests.bpf.loaded import ADDRESSES, pins
 from tests.contract.conftest import checked
@@ -44,7 +44,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
 
 @pytest.fixture(scope="module")
 def listeners(host: Hypervisor) -> Iterator[dict[int, socket.socket]]:
-    made = gateway.listen(host.gateway, (80,))
+    made = [listening.listen(host.gateway, place) for place in listening.places((80,))]
     for each in made:
         each.settimeout(2)
     yield {4 if each.family == socket.AF_INET else 6: each for each in made}
