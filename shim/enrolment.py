@@ -125,7 +125,8 @@ class Enrolment:
                 await asyncio.sleep(0)
 
     def _known(self) -> list[Place]:
-        return list(dict.fromkeys([*self._links, *self.ports, *self.failures]))
+        """All places, in the order that they came; first those where nothing is served yet, whose guests wait."""
+        return sorted(dict.fromkeys([*self._links, *self.ports, *self.failures]), key=self.ports.__contains__)
 
     async def _settle_one(self, place: Place, again: bool) -> None:
         held = self.ports.get(place)

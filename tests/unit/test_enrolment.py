@@ -34,11 +34,18 @@ class Sick(Fake):
     def __init__(self) -> None:
         super().__init__(SETTINGS, lambda: 0)
         self.refuses: set[UUID] = set()
+        self.asked: list[int] = []
+        self.removed: list[tuple[int, int]] = []
 
     async def ensure(self, port: Port) -> None:
+        self.asked.append(port.ifindex)
         if port.instance in self.refuses:
             raise KernelError(f"cannot attach to {port.tap}")
         await super().ensure(port)
+
+    async def remove(self, port: Port) -> None:
+        self.removed.append((port.slot, port.generation))
+        await super().remove(port)
 
 
 class Host:
@@ -50,6 +57,7 @@ class Host:
         self.told: list[tuple[UUID | None, bool]] = []
         self.now = 0.0
         self.datapath = datapath or Sick()
+        self.leads: dict[int, str] = {}
         self.enrolment = Enrolment(
             self.datapath,
             Slots(slots),
@@ -59,7 +67,11 @@ class Host:
             lambda instance: self.policies.get(instance, Policy()),
             lambda port, here: self.told.append((port.instance, here)),
             lambda: self.now,
+            self._lead,
         )
+
+    async def _lead(self, slot: int, netns: str) -> None:
+        self.leads[slot] = netns
 
     def link(self, ifindex: int, instance: UUID | None = None, name: str = "") -> None:
         alias = f"metashim:{instance}" if instance else None
@@ -146,6 +158,39 @@ async def test_a_tap_that_changes_hands_and_fails_serves_nobody(host: Host) -> N
     host.datapath.refuses = set()
     await host.enrolment.settle()
     assert host.owners == {1: TWO} and not host.enrolment.failures
+
+
+@story
+async def test_a_tap_that_goes_while_it_is_enrolled_leaves_nothing(host: Host) -> None:
+    """The kernel may have been told of its slot already, and of the way there."""
+    place = Place("elsewhere", 1)
+    host.links[place] = Link(1, "tap1", f"metashim:{ONE}", netns="elsewhere")
+    host.datapath.refuses = {ONE}
+    await host.enrolment.settle()
+    assert host.datapath.removed[0] == (1, 1)
+    assert host.leads == {1: ""}
+    assert host.told[-1] == (ONE, False)
+    host.now = SLOT_QUARANTINE
+    host.datapath.refuses = set()
+    await host.enrolment.settle()
+    assert host.enrolment.ports[place].slot == 1
+    assert host.leads == {1: "elsewhere"}
+    del host.links[place]
+    await host.enrolment.settle()
+    assert host.leads == {1: ""}
+
+
+@story
+async def test_who_is_not_served_yet_comes_first(host: Host) -> None:
+    for ifindex in range(1, 7):
+        host.link(ifindex, UUID(int=ifindex))
+    await host.enrolment.settle()
+    for ifindex in (0x101, 0x102):
+        host.link(ifindex, UUID(int=ifindex))
+    host.datapath.asked.clear()
+    await host.enrolment.settle(again=True)
+    assert set(host.datapath.asked[:2]) == {0x101, 0x102}
+    assert len(host.datapath.asked) == 8
 
 
 @story
