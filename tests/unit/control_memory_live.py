@@ -28,6 +28,7 @@ class MemoryLive:
         self.kept: dict[tuple[str, str], Source] = {}
         self.stored: dict[tuple[UUID, str], Value] = {}
         self.changed: list[live.ChangeView] = []
+        self.changes_awaited = 0
         self.forgotten = 0
         self.trail: list[shapes.AuditRow] = []
         self.problems: list[str] = []
@@ -127,6 +128,7 @@ class MemoryLive:
         self.changed.append(live.ChangeView(len(self.changed) + 1, 1_790_000_000.5, instance, key, op, etag, size))
 
     async def kv_changes(self, after: int, wait: float, instance: UUID | None, prefix: str) -> live.ChangesView:
+        self.changes_awaited += wait > 0
         self._begin()
 
         def found() -> list[live.ChangeView]:

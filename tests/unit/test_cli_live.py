@@ -25,6 +25,7 @@ from shim.control import shapes
 from shim.core.kv import Value, etag
 from shim.core.policy import Access, Auto, Composition, Policy
 from shim.core.source import HOST, Kind, Reads, Scope, Source
+from tests.lab.namespace import wait_until
 from tests.unit.cli_shell import ROOT, Shell, complete, metashim
 from tests.unit.control_memory import NOBODY, ONE, TWO, Host, Memory
 
@@ -332,10 +333,14 @@ def test_watch_until_interrupted(tmp_path: Path, memory: Memory) -> None:
     def change(seq: int, key: str, instance: Any = ONE, op: str = "put") -> None:
         memory.changed.append(live.ChangeView(seq, NOW, instance, key, op, "e" if op == "put" else "", 3))
 
+    def await_watcher(before: int = 0) -> None:
+        """What comes before the verb waits for it, it never sees."""
+        wait_until(lambda: memory.changes_awaited > before, "the verb to wait for changes")
+
     with Host(tmp_path / "s", memory):
         with metashim(tmp_path / "s", "kv", "watch", str(ONE), "guest") as child:
             assert child.stdout and child.stderr
-            time.sleep(0.6)
+            await_watcher()
             change(2, "guest/other", TWO)
             change(3, "host/x")
             change(4, "guest/\x1bx")
@@ -344,9 +349,10 @@ def test_watch_until_interrupted(tmp_path: Path, memory: Memory) -> None:
             assert lines == ["put     guest/?x  3 bytes  e\n", "delete  guest/y\n"]
             child.send_signal(signal.SIGINT)
             assert (child.wait(10), child.stderr.read().strip()) == (130, "")
+        before = memory.changes_awaited
         with metashim(tmp_path / "s", "kv", "watch", "--all", "--json") as child:
             assert child.stdout and child.stderr
-            time.sleep(0.6)
+            await_watcher(before)
             change(6, "guest/z", TWO)
             assert json.loads(child.stdout.readline())["instance"] == str(TWO)
             child.stdout.close()
