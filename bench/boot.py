@@ -2,7 +2,7 @@
 before the tap is up; with an agent that runs, and with one that was killed at that instant and is started again.
 
 A TCP that finds nobody sends its SYN again after a second, so that is what all of it is held to. The baseline of a
-restart is what an interpreter takes to import what the agent does; of a tap that comes while it runs, see the row `enrol`.
+restart is what an interpreter takes to import what the agent does; of a tap that comes while it runs see `enrol`.
 """
 
 from __future__ import annotations
