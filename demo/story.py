@@ -128,7 +128,8 @@ def _started(stage: Stage, lab: Lab) -> Agent:
         ready.settimeout(START_SECONDS)
         agent = lab.run_in_host(stage.argv("agent"), env=environment, stdout=log, stderr=log)
         try:
-            word = ready.recv(64)
+            while (word := ready.recv(64)).startswith(b"FDSTORE=1"):  # sockets for systemd to keep
+                pass
         except TimeoutError:
             raise WrongError(f"expected the agent to be ready within {START_SECONDS:.0f} s") from None
     if word != b"READY=1":
