@@ -91,7 +91,7 @@ class Branches:
         number = found[0] - self._gateway.base
         if 0 < number < BRANCHES and await self._leads_here(inside, found[0]):
             return int(number)
-        await inside.route.link("del", index=found[0])
+        await _unless_gone(inside.route.link("del", index=found[0]))  # as the former gateway goes, so does it
         return 0
 
     async def _leads_here(self, inside: Inside, ifindex: int) -> bool:
@@ -99,7 +99,12 @@ class Branches:
         there = os.open(self._gateway.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             links = [link async for link in await inside.route.get_links(ifindex)]
-            return bool(links[0].get_attr("IFLA_LINK_NETNSID") == asked.of(there))
+            number = asked.of(there)
+            return number is not None and bool(links[0].get_attr("IFLA_LINK_NETNSID") == number)
+        except NetlinkError as error:
+            if error.code not in GONE:
+                raise
+            return False
         finally:
             os.close(there)
             asked.close()
