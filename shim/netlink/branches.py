@@ -13,7 +13,7 @@ import errno
 import os
 import struct
 from collections.abc import Awaitable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from ipaddress import ip_address, ip_network
 
 from pyroute2 import AsyncIPRoute
@@ -25,7 +25,7 @@ from shim.netlink import gateway as gateways
 from shim.netlink import rtnl
 from shim.netlink.gateway import BRANCHES, GATEWAY_MAC, HOST_MAC, NEIGHBOUR_V4, NEIGHBOUR_V6, Gateway
 from shim.netlink.inside import Inside, netlink_in
-from shim.netlink.nsid import Numbers
+from shim.netlink.nsid import nsid_of
 from shim.netlink.tc import kernel_errors
 
 GONE = (errno.ESRCH, errno.ENODEV, errno.ENOENT)
@@ -35,7 +35,6 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 _DST, _OIF, _GATEWAY = 1, 4, 5
 _MAIN, _STATIC, _UNICAST, _NOWHERE, _ONLINK = 254, 4, 1, 255, 4
 _IPV4, _IPV6 = 2, 10
-_TRIES = 5
 
 
 class Branches:
@@ -95,11 +94,11 @@ class Branches:
         return 0
 
     async def _leads_here(self, inside: Inside, ifindex: int) -> bool:
-        asked = Numbers(inside.entered)
+        asked = rtnl.Rtnl(inside.entered)
         there = os.open(self._gateway.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             links = [link async for link in await inside.route.get_links(ifindex)]
-            number = asked.of(there)
+            number = nsid_of(asked, there)
             return number is not None and bool(links[0].get_attr("IFLA_LINK_NETNSID") == number)
         except NetlinkError as error:
             if error.code not in GONE:
@@ -141,12 +140,8 @@ class Branches:
 
     def _routes(self) -> list[tuple[int, int, dict[int, bytes]]]:
         """(table, prefix length, attributes) of all routes of IPv4."""
-        question = _RTMSG.pack(_IPV4, 0, 0, 0, 0, 0, 0, 0, 0)
-        for _ in range(_TRIES):
-            with suppress(rtnl.InterruptedDumpError):
-                bodies = list(self._rtnl.dump(rtnl.GETROUTE, question))
-                return [(body[4], body[1], rtnl.attributes(body[_RTMSG.size :])) for body in bodies]
-        raise OSError(errno.EBUSY, "the list changed too fast to be read")
+        bodies = self._rtnl.listed(rtnl.GETROUTE, _RTMSG.pack(_IPV4, 0, 0, 0, 0, 0, 0, 0, 0))
+        return [(body[4], body[1], rtnl.attributes(body[_RTMSG.size :])) for body in bodies]
 
     async def lead(self, slot: int, netns: str) -> None:
         """Replies for a slot go to that namespace from now on."""
@@ -170,11 +165,12 @@ class Branches:
 
     def _slot_routes(self, slot: int, end: int | None) -> Iterator[bytes]:
         """The routes to a slot, in both families: as they are made, or, without `end`, as they are removed."""
-        for family, version, neighbour in ((_IPV4, 4, NEIGHBOUR_V4), (_IPV6, 6, NEIGHBOUR_V6)):
-            destination = ip_network(self._gateway.slot_address(slot, version))
+        v4, v6 = self._gateway.slots_v4, self._gateway.slots_v6
+        for family, slots, neighbour in ((_IPV4, v4, NEIGHBOUR_V4), (_IPV6, v6, NEIGHBOUR_V6)):
+            address = ip_network(slots)[slot]
             how = (_STATIC, 0, _UNICAST, _ONLINK) if end is not None else (0, _NOWHERE, 0, 0)
-            head = _RTMSG.pack(family, destination.prefixlen, 0, 0, _MAIN, *how)
-            body = head + rtnl.attribute(_DST, destination.network_address.packed)
+            head = _RTMSG.pack(family, address.max_prefixlen, 0, 0, _MAIN, *how)
+            body = head + rtnl.attribute(_DST, address.packed)
             if end is not None:
                 body += rtnl.attribute(_GATEWAY, ip_address(neighbour).packed)
                 body += rtnl.attribute(_OIF, struct.pack("=I", end))

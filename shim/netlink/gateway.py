@@ -14,7 +14,7 @@ import errno
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute, netns
@@ -67,12 +67,6 @@ class Gateway:
         """The number of the host's end; those in other namespaces have the next ones (branches.py). No two are the
         same, and all are far from what the kernel gives out: what is sent to the wrong namespace's end goes nowhere."""
         return LINK_NUMBERS + (zlib.crc32(self.name.encode()) & 0x3FFF) * BRANCHES
-
-    def slot_address(self, slot: int, family: int) -> str:
-        """What a slot is stamped with, as a route's destination."""
-        if family == 4:
-            return f"{IPv4Network(self.slots_v4)[slot]}/32"
-        return f"{IPv6Network(self.slots_v6)[slot]}/128"
 
     @property
     def path(self) -> Path:

@@ -9,7 +9,8 @@ import select
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-from shim.netlink.nsid import Numbers
+from shim.netlink import rtnl
+from shim.netlink.nsid import nsid_of
 
 FOLDER = Path("/run/netns")
 _OWN = Path("/proc/self/ns/net")
@@ -64,7 +65,7 @@ class Peers:
     """
 
     def __init__(self) -> None:
-        self._numbers = Numbers()
+        self._asked = rtnl.Rtnl()
         self._found: dict[int, str] = {}
 
     def name_of(self, number: int) -> str | None:
@@ -92,7 +93,7 @@ class Peers:
         except OSError:
             return None
         try:
-            return self._numbers.of(fd)
+            return nsid_of(self._asked, fd)
         except OSError:  # no namespace is mounted there
             return None
         finally:

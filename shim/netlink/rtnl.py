@@ -6,11 +6,12 @@ Numbers are of linux/netlink.h and linux/rtnetlink.h; all is in the host's byte 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 Enter = Callable[[], AbstractContextManager[None]]
 """What moves the thread into the network namespace that a socket is to be of. `nullcontext` leaves it where it is."""
@@ -31,6 +32,7 @@ _KIND_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _RECEIVE_BYTES = 1 << 16
 _EVENTS_BYTES = 8 << 20  # some ten thousand links may change at once
 _SO_RCVBUFFORCE = 33
+_TRIES = 5
 _PATIENCE = 30.0  # seconds: another's request may hold the kernel's lock while ten thousand links go
 
 
@@ -104,6 +106,25 @@ class Rtnl:
                 if answer == _ERROR and sequence >= first:
                     outcomes[sequence] = -struct.unpack_from("=i", content)[0]
         return [outcomes[sequence] for sequence in sorted(outcomes)]
+
+    def ask(self, kind: int, body: bytes) -> bytes:
+        """The body of the one answer to a question. Raises OSError."""
+        sock = self._open()
+        sock.send(self._message(kind, 0, body))
+        while True:
+            for answer, _, sequence, content in messages(sock.recv(_RECEIVE_BYTES)):
+                if sequence != self._sequence:
+                    continue
+                if answer == _ERROR:
+                    _check(content, interrupted=False)
+                return content
+
+    def listed(self, kind: int, body: bytes) -> list[bytes]:
+        """The bodies of all answers to a question, asked again while what is listed changes. Raises OSError."""
+        for _ in range(_TRIES):
+            with suppress(InterruptedDumpError):
+                return list(self.dump(kind, body))
+        raise OSError(errno.EBUSY, "the list changed too fast to be read")
 
     def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
         """The bodies of all answers to a question. Raises OSError, InterruptedDumpError among them."""

@@ -6,7 +6,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -23,8 +23,6 @@ HOLDERS = ("clsact", "ingress")
 """Kinds of queueing disciplines that our filters lie in: another user may have made the older one before us."""
 GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL)
 """What the kernel answers for a link, a qdisc or a filter that is not there (any more)."""
-
-TRIES = 5
 
 # linux/rtnetlink.h, linux/pkt_sched.h and linux/pkt_cls.h
 _TCMSG = struct.Struct("=BxxxiIII")
@@ -107,23 +105,17 @@ class Filters:
         """The filters of one side of a link; none of a link that is gone."""
         question = _TCMSG.pack(0, ifindex, 0, parent, 0)
         try:
-            return [rtnl.attributes(body[_TCMSG.size :]) for body in self._dump(rtnl.GETTFILTER, question)]
+            return [rtnl.attributes(body[_TCMSG.size :]) for body in self._rtnl.listed(rtnl.GETTFILTER, question)]
         except OSError as error:
             if error.errno in GONE:
                 return []
             doing = f"cannot list the filters of interface {ifindex}"
             raise KernelError(f"{doing}: {error.strerror or error}", errno=error.errno or 0) from error
 
-    def _dump(self, kind: int, question: bytes) -> list[bytes]:
-        for _ in range(TRIES):
-            with suppress(rtnl.InterruptedDumpError):
-                return list(self._rtnl.dump(kind, question))
-        raise OSError(errno.EBUSY, "the list changed too fast to be read")
-
     async def slots(self, name: str) -> dict[int, int]:
         """ifindex → class id of our filters of that name, on every link."""
         with kernel_errors("cannot list the queueing disciplines"):
-            bodies = self._dump(rtnl.GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0))
+            bodies = self._rtnl.listed(rtnl.GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0))
         kinds = [(_IFINDEX.unpack_from(body)[0], rtnl.attributes(body[_TCMSG.size :])) for body in bodies]
         indexes = [ifindex for ifindex, found in kinds if rtnl.text(found.get(_KIND, b"")) in HOLDERS]
         slots = {}
