@@ -50,7 +50,7 @@ from shim.http.limits import Limits
 from shim.http.server import Server
 from shim.identity.resolve import Resolver
 from shim.journal import Changes, Journal
-from shim.kernel import Kernel, is_ours
+from shim.kernel import Kernel
 from shim.kernel import teardown as remove_kernel_side
 from shim.listeners import Listeners
 from shim.metadata.store import Store
@@ -173,7 +173,7 @@ class Agent:
         )  # fmt: skip
         self._namespaces = namespaces = Namespaces(
             self._kernel, self._enrolment, path.namespaces, self._resolver.namespaces, self._table, self._rounds.wake,
-            tables_of(self._config), self._rounds.audit, lambda inside: is_ours(self._config, inside),
+            tables_of(self._config), self._rounds.audit,
         )  # fmt: skip
         self._operations = AgentOperations(
             self._config, self._store, self._kernel, self._enrolment, self._resolver, self._workers, self._journal,

@@ -143,6 +143,10 @@ class Kernel:
         """Has replies for a slot find the namespace of its tap. Raises KernelError."""
         await self._branches.lead(slot, netns)
 
+    def has_left(self, inside: Inside) -> bool:
+        """Whether any run left something in a namespace."""
+        return is_ours(self._config, inside)
+
     def is_gateway(self, place: Place) -> bool:
         """Whether that is a link to the gateway."""
         if place.netns == OWN_NETNS:

@@ -49,7 +49,6 @@ class Namespaces:
         wake: Callable[[Place, bool], None],
         tables: frozenset[str],
         touched: Callable[[], None],
-        is_leftover: Callable[[Inside], bool],
     ) -> None:
         self._kernel = kernel
         self._enrolment = enrolment
@@ -59,7 +58,6 @@ class Namespaces:
         self._wake = wake
         self._tables = tables
         self._touched = touched
-        self._is_leftover = is_leftover
         self._entered: dict[str, Entered] = {}
         self._failures: dict[str, MetashimError] = {}
         self._busy = asyncio.Lock()
@@ -101,7 +99,7 @@ class Namespaces:
     async def _clean(self, name: str) -> None:
         inside = Inside(name, named.path_of(name))
         try:
-            if self._is_leftover(inside):
+            if self._kernel.has_left(inside):
                 await self._kernel.join(inside)
                 await self._kernel.leave(name, unguarded=True)
                 log.info("the namespace %s is guarded no more", name)

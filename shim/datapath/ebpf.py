@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
 
 from shim.core.link import OWN_NETNS, Place
 from shim.core.port import Port
@@ -122,28 +121,20 @@ class Ebpf:
         return found + self._vacate({enrolled.slot for enrolled in found})
 
     async def _observed(self, netns: str) -> list[Enrolled]:
-        ground = self._grounds[netns]
-        found = []
-        for ifindex, slot in (await ground.filters.slots(self._filter)).items():
-            port = self._port(slot)
-            alive = port is not None and self._is_at(slot, ifindex, ground)
-            # Not noted as attached: the first `ensure` puts this version's program there.
-            mine = Enrolled(slot, port[1], ifindex, port[2], netns) if port and alive else None
-            found.append(mine or Enrolled(0, 0, ifindex, None, netns))
-        return found
+        gateway = self._grounds[netns].gateway
+        slots = await self._grounds[netns].filters.slots(self._filter)
+        return [self._enrolled(Place(netns, ifindex), slot, gateway) for ifindex, slot in slots.items()]
 
-    def _is_at(self, slot: int, ifindex: int, ground: Ground) -> bool:
-        """Whether a slot is that tap's. The number alone does not say so: another namespace may have it too."""
-        raw = self._maps["ports"].lookup(_key(slot)) or b""
-        return self._maps["taps"].lookup(_key(slot)) == _key(ifindex) and (
-            not ground.gateway or abi.read_gateway(raw) == ground.gateway
-        )
-
-    def _port(self, slot: int) -> tuple[int, int, UUID | None] | None:
-        """(state, generation, instance) of a slot that is somebody's."""
+    def _enrolled(self, place: Place, slot: int, gateway: int) -> Enrolled:
+        """What a tap is whose filter has that slot. It is not noted as attached: the first `ensure` puts this version's
+        program there."""
         raw = self._maps["ports"].lookup(_key(slot))
-        port = abi.read_port(raw) if raw else None
-        return port if port and port[0] != abi.ABSENT else None
+        state, generation, instance = abi.read_port(raw) if raw else (abi.ABSENT, 0, None)
+        # The tap's number alone does not say whose the slot is: another namespace may have it too.
+        here = raw is not None and (not gateway or abi.read_gateway(raw) == gateway)
+        if state == abi.ABSENT or not here or self._maps["taps"].lookup(_key(slot)) != _key(place.ifindex):
+            return Enrolled(0, 0, place.ifindex, None, place.netns)
+        return Enrolled(slot, generation, place.ifindex, instance, place.netns)
 
     def _vacate(self, alive: set[int]) -> list[Enrolled]:
         """Empties the slots whose tap went while no agent looked; all that ever had an owner, and have none."""
@@ -247,7 +238,7 @@ class Ebpf:
 
     async def prune(self) -> None:
         """Pins of other shapes and sources."""
-        self._pins.prune(f"{name}-{source_hash()}" for name in compile.PROGRAMS)
+        self._pins.prune(_pin_names().values())
 
     def left(self) -> bool:
         return self._root.exists()
@@ -280,8 +271,14 @@ def source_hash() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _pin_names() -> dict[str, str]:
+    """What the programs of this version are pinned as."""
+    version = source_hash()
+    return {name: f"{name}-{version}" for name in compile.PROGRAMS}
+
+
 async def _open_programs(folder: Path, kept: Path | None) -> dict[str, int]:
-    paths = {name: folder / f"{name}-{source_hash()}" for name in compile.PROGRAMS}
+    paths = {name: folder / pin for name, pin in _pin_names().items()}
     if not all(path.exists() for path in paths.values()):
         file = kept / f"programs-{source_hash()}" if kept else None
         if file is None or not bytecode.load(file, folder):
