@@ -31,6 +31,9 @@ STEADY_SECONDS = 10.0
 SILENT_SECONDS = 5.0
 """How long a child may take for the first thing it says."""
 
+DRAIN_SECONDS = 0.5
+"""How long the pipe of a dead child is read for."""
+
 
 class Child:
     """Runs `python -m module *arguments` for what it says. `name` is what the configuration calls the source."""
@@ -126,8 +129,13 @@ class Child:
 
 async def _buried(process: Process) -> str:
     """Kills the child and all that it started, if it is not dead yet; how it ended."""
+    assert process.stdout is not None
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     status = await process.wait()
+    # To the end of its pipe, or the transport outlives a loop that ends now. Who else holds the pipe is not waited for.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await process.stdout.read()
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"

@@ -222,8 +222,10 @@ def behind(lab: Lab, tap: str, v4: str = "10.0.0.5/24") -> Iterator[Namespace]:
 
 
 def _relay(inner: list[int], outer: list[int], done: threading.Event) -> None:
+    poll = select.poll()
+    for fd in (*inner, *outer):
+        poll.register(fd, select.POLLIN)
     while not done.is_set():
-        ready, _, _ = select.select([*inner, *outer], [], [], 0.05)
-        for fd in ready:
+        for fd, _ in poll.poll(50):
             with contextlib.suppress(OSError):  # the tap's owner may end at any time
                 os.write(outer[0] if fd in inner else inner[0], os.read(fd, FRAME))
