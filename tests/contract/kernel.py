@@ -118,7 +118,10 @@ class Hypervisor:
 
 
 def _nft_in(inside: base.Inside, settings: nft_rules.Settings) -> Nft:
-    return Nft(inside.table(settings.table), inside.logs(settings.group), settings, inside.link_name)
+    """With a table of its own: what is asked for of `inside` lives as long as that, which here is all tests long."""
+    assert isinstance(inside, Rack)
+    table = Nftables(settings.table, enter=inside.entered)
+    return Nft(table, inside.logs(settings.group), settings, inside.link_name)
 
 
 @contextlib.contextmanager
