@@ -3,14 +3,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nova bench lint clean
+.PHONY: help setup demo test test-vm nova bench lint clean
 
 PYTHON := .venv/bin/python
 DATAPATH ?= ebpf
 TESTS ?= tests
 
 help: ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 setup: ## install what is missing: Debian packages, and a virtual environment in .venv
 	@./setup.sh
@@ -28,8 +28,13 @@ test: ## every test tier (TESTS=tests/unit for some of them)
 	@# What needs no kernel runs side by side first; the rest would get in its own way.
 	@if [ "$(TESTS)" = tests ]; then \
 		status=0; $(PYTHON) -m pytest -n auto --dist loadscope tests/unit || status=$$?; \
-		$(PYTHON) -m pytest tests --ignore tests/unit && exit $$status; \
+		$(PYTHON) -m pytest tests --ignore tests/unit --ignore tests/vm && exit $$status; \
 	else $(PYTHON) -m pytest $(TESTS); fi
+
+test-vm: ## real guests: QEMU machines on real taps, emulated where KVM is not to be had
+	@if [ "$$(id -u)" != 0 ]; then echo "make test-vm: run it as root: it makes taps and namespaces" >&2; exit 1; fi
+	@./setup.sh qemu-system-x86 mmdebstrap e2fsprogs
+	@$(PYTHON) -m pytest --durations 20 tests/vm
 
 nova: ## the real Nova, which some tests forward to: a virtual environment in .venv-nova (part of `make test`)
 	@./setup.sh

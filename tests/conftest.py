@@ -16,7 +16,7 @@ import pytest
 
 from tests.lab import Lab
 
-KERNEL_TIERS = {"bpf", "netns", "clients"}
+KERNEL_TIERS = {"bpf", "netns", "clients", "vm"}
 RUN_NETNS, BPFFS = Path("/run/netns"), Path("/sys/fs/bpf")
 
 

@@ -1,0 +1,37 @@
+"""Real guests on a hypervisor that runs metashim, for each of the two datapaths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Lab
+from tests.netns.conftest import PLENTY
+from tests.netns.hypervisor import Hypervisor
+from tests.vm import accel
+
+
+def pytest_report_header() -> str:
+    name, why = accel.choice()
+    return f"guests run under {name.upper()}: {why}"
+
+
+@pytest.fixture(scope="module", params=["ebpf", "nft"])
+def datapath(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared(datapath: str) -> Iterator[Hypervisor]:
+    """One that runs, for all tests of a module: they use taps and instances of their own."""
+    with Lab() as lab, Hypervisor(lab, PLENTY, datapath=datapath) as site:
+        site.start()
+        yield site
+
+
+@pytest.fixture
+def site(lab: Lab, datapath: str) -> Iterator[Hypervisor]:
+    """One of the test's own, not started yet."""
+    with Hypervisor(lab, PLENTY, datapath=datapath) as site:
+        yield site
