@@ -251,10 +251,10 @@ def test_files_exist():
 
 
 def test_make_targets():
-    targets = re.findall(r"^([a-z]+):.*## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):.*## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     table = [(row[0], row[1]) for row in rows(section("Testing")) if row[0].startswith("`make")]
     assert table == [(f"`make {name}`", words) for name, words in targets]
-    assert set(re.findall(r"`?make ([a-z]+)`", README)) <= {name for name, _ in targets}
+    assert set(re.findall(r"`?make ([a-z-]+)`", README)) <= {name for name, _ in targets}
 
 
 def test_packages():
