@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +12,20 @@ from tests.netns.conftest import PLENTY
 from tests.netns.hypervisor import Hypervisor
 from tests.vm import accel
 
+HERE = Path(__file__).parent
+LONGEST_TEST = 400.0  # seconds
+
 
 def pytest_report_header() -> str:
     name, why = accel.choice()
     return f"guests run under {name.upper()}: {why}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Emulated guests may take ten times as long where others want the CPUs, so that what hangs is for them to tell."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LONGEST_TEST))
 
 
 @pytest.fixture(scope="module", params=["ebpf", "nft"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.vm import cache
 from tests.vm.initramfs import Entry, archive, file, folder, link
 
-INIT = Path(__file__).with_name("init")
+INIT, WORDS = Path(__file__).with_name("init"), Path(__file__).with_name("guest.sh")
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_net", "8021q", "tun")
 FOLDERS = ("bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp")
@@ -40,21 +40,22 @@ def busybox() -> Path:
 def initrd() -> Path:
     """The tiny guest's initramfs: busybox, the modules that it needs, and `init`."""
     linux, box = kernel_modules(), busybox()
-    recipe = f"3 {linux} {box} {MODULES} {INIT.read_text()}"
+    recipe = f"3 {linux} {box} {MODULES} {INIT.read_text()} {WORDS.read_text()}"
     return cache.made("tiny", recipe, lambda path: _write_initrd(path, linux, box), needs_mib=50)
 
 
 def _write_initrd(path: Path, linux: Path, box: Path) -> None:
     modules = in_order(MODULES, {one.stem: one for one in linux.rglob("*.ko")})
     applets = subprocess.run([box, "--list"], capture_output=True, text=True, check=True).stdout.split()
-    path.write_bytes(archive(contents(INIT.read_bytes(), box.read_bytes(), applets, modules)))
+    path.write_bytes(archive(contents(box.read_bytes(), applets, modules)))
 
 
-def contents(init: bytes, box: bytes, applets: Iterable[str], modules: Iterable[Path]) -> list[Entry]:
+def contents(box: bytes, applets: Iterable[str], modules: Iterable[Path]) -> list[Entry]:
     """What is in it; modules are named so that the order of names is the order to load them in."""
     return [
         *map(folder, FOLDERS),
-        file("init", init, 0o755),
+        file("init", INIT.read_bytes(), 0o755),
+        file("lib/guest", WORDS.read_bytes()),
         file("bin/busybox", box, 0o755),
         *(link(f"bin/{applet}", "busybox") for applet in applets if applet != "busybox"),
         *(file(f"lib/modules/{place:02}-{one.name}", one.read_bytes()) for place, one in enumerate(modules)),
