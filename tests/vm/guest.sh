@@ -25,6 +25,9 @@ get() {
 	timeout "${3:-20}" wget -q -O - "$url"
 }
 
+# tag ADDRESS PATH: the entity tag of what is there.
+tag() { timeout 20 wget -S -O /dev/null "http://$1$2" 2>&1 | sed -n 's/.*etag: "\(.*\)".*/\1/Ip'; }
+
 # outcome ADDRESS [PATH [SECONDS]]: the body of a 200, or the status, or `refused`, `reset`, `timeout`.
 outcome() {
 	met=$(get "$1" "${2:-$ID}" "${3:-20}" 2>&1)
@@ -38,20 +41,25 @@ outcome() {
 	esac
 }
 
-# send METHOD PATH [BODY]: what wget has no word for, over IPv4. The status, then the answer's body.
-# The guest's side stays open until the answer is there, as any HTTP client's does, and nc's does not by itself.
-send() {
-	pipe=$(mktemp -u); mkfifo "$pipe"; exec 4<>"$pipe"; rm "$pipe"
-	printf '%s %s HTTP/1.1\r\nHost: metadata\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s' \
-		"$1" "$2" "${#3}" "$3" >&4
-	timeout 20 nc "$V4" 80 <&4 | sed 's/\r$//; 1s/HTTP.1.1 \([0-9]*\).*/\1/; 2,/^$/d'
-	exec 4>&-
+# ask ADDRESS METHOD PATH [FILE]: what wget has no word for. The status, then the answer's body, which is text.
+# With PORT set it comes from that port. The request is one file, so that the kernel gets as much as it takes at once;
+# the guest's side stays open until the answer is there, as that of an HTTP client does.
+ask() {
+	work=$(mktemp -d)
+	body=${4:-/dev/null}
+	printf '%s %s HTTP/1.1\r\nHost: metadata\r\nConnection: close\r\nContent-Length: %d\r\n\r\n' \
+		"$2" "$3" "$(wc -c <"$body")" | cat - "$body" >"$work/request"
+	printf '#!/bin/sh\ncat %s/request\ncat >%s/answer\n' "$work" "$work" >"$work/talk"
+	chmod +x "$work/talk"
+	timeout 60 nc ${PORT:+-p $PORT} "$1" 80 -e "$work/talk" || echo "nc ended with $?"
+	sed 's/\r$//; 1s/HTTP.1.1 \([0-9]*\).*/\1/; 2,/^$/d' "$work/answer"
+	rm -r "$work"
 }
 
 # same COUNT COMMAND...: run it so many times side by side; how often each thing was said, as `COUNT TEXT`.
 same() {
 	count=$1; shift
-	for number in $(seq "$count"); do "$@" >/tmp/same.$number 2>&1 & done
+	for number in $(seq "$count"); do { "$@" 2>&1; echo; } >/tmp/same.$number & done
 	wait
-	cat /tmp/same.* | sort | uniq -c | sed 's/^ *//'; rm /tmp/same.*
+	cat /tmp/same.* | grep . | sort | uniq -c | sed 's/^ *//'; rm /tmp/same.*
 }

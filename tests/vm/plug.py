@@ -21,10 +21,10 @@ ADDRESSES = {"V4": "169.254.169.254", "V6": "fd00:ec2::254", "LL": "fe80::a9fe:a
 
 @contextmanager
 def plugged(site: Hypervisor, name: str, instance: UUID, *, queues: int = 1, mtu: int = 1500) -> Iterator[Tap]:
-    """A tap in the bridge that is the instance's."""
+    """A tap in the bridge that is the instance's from its making on."""
+    site.api.attach(name, instance)
     tap = Tap(site.lab.host, name, queues=queues, mtu=mtu)
     try:
-        site.api.attach(name, instance)
         site.await_port(name, instance)
         yield tap
     finally:

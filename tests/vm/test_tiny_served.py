@@ -26,8 +26,9 @@ def test_a_static_address_and_nothing_else_before_and_after_a_reboot(shared: Hyp
                 echo "user-data $(get $address /latest/user-data | md5sum)"
                 ping -c 1 -W 5 $address >/dev/null && echo "ping answered"
             done
-            if [ "$(send GET /metashim/v1/kv/guest/booted | tail -n 1)" = yes ]; then exit 7; fi
-            echo "wrote $(send PUT /metashim/v1/kv/guest/booted yes)"
+            if [ "$(get $V4 /metashim/v1/kv/guest/booted)" = yes ]; then exit 7; fi
+            echo -n yes >/tmp/yes
+            echo "wrote $(ask $V4 PUT /metashim/v1/kv/guest/booted /tmp/yes)"
             reboot -f
             """
         )

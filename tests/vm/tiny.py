@@ -57,6 +57,11 @@ def output_of(console: str) -> Output:
 class Guest(Machine):
     """A tiny guest that runs its script."""
 
+    def tell(self, word: str) -> None:
+        """Tell it a word, once its script runs: before, nothing listens at the serial port."""
+        self.await_line(BEGIN, BOOT_SECONDS)
+        super().tell(word)
+
     def output(self, seconds: float = BOOT_SECONDS) -> Output:
         """What the script wrote, once the guest has powered off. MachineError."""
         self.await_line(END, seconds)
