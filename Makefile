@@ -33,7 +33,7 @@ test: ## every test tier (TESTS=tests/unit for some of them)
 
 test-vm: ## real guests: QEMU machines on real taps, emulated where KVM is not to be had
 	@if [ "$$(id -u)" != 0 ]; then echo "make test-vm: run it as root: it makes taps and namespaces" >&2; exit 1; fi
-	@./setup.sh qemu-system-x86 mmdebstrap e2fsprogs
+	@./setup.sh qemu-system-x86 mmdebstrap e2fsprogs openssh-client
 	@$(PYTHON) -m pytest --durations 20 tests/vm
 
 nova: ## the real Nova, which some tests forward to: a virtual environment in .venv-nova (part of `make test`)
