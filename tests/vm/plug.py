@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
+from shim.errors import UnreachableError
 from tests.netns.hypervisor import Hypervisor
 from tests.vm.machine import Nic, Tap
 from tests.vm.tiny import Tiny
@@ -29,6 +30,8 @@ def plugged(site: Hypervisor, name: str, instance: UUID, *, queues: int = 1, mtu
         yield tap
     finally:
         tap.remove()
+        with suppress(UnreachableError):  # a test may have killed the agent
+            site.api.detach(name)
 
 
 def documented(site: Hypervisor, instance: UUID, **document: object) -> None:
