@@ -77,7 +77,6 @@ class Nft:
     lacks: tuple[str, ...] = (
         "guests that tag their frames (802.1Q, 802.1ad) are refused: nftables cannot put tags on replies",
         "a guest that probes whether a service address is free (RFC 4862) is not answered",
-        "the reset that refuses a connection has the host's default TTL, not the instance's hop limit",
         "datapath.flows_per_port has no effect: the service's own connections are what is bounded",
     )
     cut = False

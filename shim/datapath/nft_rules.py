@@ -138,6 +138,11 @@ def _values(settings: Settings) -> dict[str, str | int]:
         ),
         "answers_echo4": _lines(_turned("ip", a) for a in service4),
         "answers_echo6": _lines(_turned("ip6", a) for a in service6),
+        "next_ackseq": _lines(map(_next_ackseq, range(32))),
+        "turns_ports": _lines(
+            f"tcp dport {port} tcp dport set tcp sport tcp sport set {port} goto turn_addresses"
+            for port in settings.service_ports
+        ),
         "answers_nd": _lines(f"@th,64,128 {_number(a)} ip6 saddr set {a} fwd to iif" for a in service6),
     }
 
@@ -162,6 +167,13 @@ def _lines(lines: Iterable[str], depth: int = 2) -> str:
 def _turned(ip: str, address: IPv4Address | IPv6Address) -> str:
     """What was sent to a service address goes back to whom it came from."""
     return f"{ip} daddr {address} {ip} daddr set {ip} saddr {ip} saddr set {address} fwd to iif"
+
+
+def _next_ackseq(ones: int) -> str:
+    """Adds one to a number that ends with a zero and so many ones: they all turn over."""
+    turned = (2 << ones) - 1
+    number = "@th,64,32"
+    return f"{number} & {turned:#x} == {turned >> 1:#x} {number} set {number} ^ {turned:#x} goto turn_reset"
 
 
 def _ports(settings: Settings) -> int:

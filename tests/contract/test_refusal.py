@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from scapy.layers.inet import ICMP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
@@ -33,6 +35,15 @@ def refusing(access, family=None):
     )
 
 
+def with_checksums(frame):
+    """The same frame with scapy's own checksums."""
+    fresh = Ether(frame)
+    del fresh[TCP].chksum
+    if fresh.haslayer("IP"):
+        del fresh["IP"].chksum
+    return bytes(fresh)
+
+
 def is_reset(frame, family, acknowledged=1001):
     back = Ether(frame)[TCP]
     ip = Ether(frame).getlayer({4: "IP", 6: "IPv6"}[family])
@@ -51,6 +62,21 @@ class TestDisabled:
         assert bytes(Ether(told))[12:].startswith(bytes(ethernet(tags=tags))[12:14] if tags else told[12:14])
         assert bench.counters("a") == {Verdict.DISABLED_RESET: 1}
         bench.assert_silence()
+
+    @pytest.mark.parametrize("number", [0, 1, 0x7FFF, 0xFFFF, 0x00FFFFFF, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF], ids=hex)
+    def test_a_reset_acknowledges_any_number(self, bench, family, number):
+        """The checksum right, and with the instance's hop limit."""
+        bench.enrol("a", replace(refusing(Access.RESET), hop_limit=7))
+        (told,) = bench.answer("a", segment(family, seq=number, ack=0))
+        assert is_reset(told, family, (number + 1) % 2**32)
+        assert Ether(told)[TCP].seq == 0
+        assert told == with_checksums(told)
+        assert getattr(Ether(told).payload, "ttl" if family == 4 else "hlim") == 7
+
+    def test_a_reset_is_answered_by_none(self, bench, family):
+        bench.enrol("a", refusing(Access.RESET))
+        bench.assert_refused("a", segment(family, "R"), Verdict.DISABLED_RESET)
+        bench.assert_refused("a", segment(family, "RA"), Verdict.DISABLED_RESET)
 
     def test_drop_is_silent(self, bench, family):
         bench.enrol("a", refusing(Access.DROP))
