@@ -20,7 +20,7 @@ from pathlib import Path
 from shim.errors import KernelError
 
 PROGRAMS = ("from_instance", "to_instance")
-_SECONDS = 120.0
+_SECONDS = 300.0
 _INCLUDE = re.compile(r'\s*#include "(.+)"')
 
 
