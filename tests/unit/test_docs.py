@@ -245,7 +245,7 @@ def test_files_exist():
     assert len(words) > 4
     made = {"bench/result.json"}
     assert [word for word in sorted(words - made) if not (ROOT / word).exists()] == []
-    tiers = set(re.findall(r"`(unit|bpf|contract|netns|fuzz|clients|nova|backends|vm)`", section("Testing")))
+    tiers = set(re.findall(r"`(unit|bpf|contract|netns|fuzz|clients|nova|backends|vm|vagrant)`", section("Testing")))
     assert tiers == {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"lab", "__pycache__"}
     assert (ROOT / "systemd" / "metashim.service").exists()
 
