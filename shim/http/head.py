@@ -90,6 +90,10 @@ def read_head(raw: bytes, limits: Limits) -> Head:
     length = _read_length(known.get(b"content-length"), known.get(b"transfer-encoding"), http10, limits)
     _check_second_reading(raw, method, target, headers)
     path, _, query = target.partition(b"?")
+    if path.startswith(b"//"):
+        # Several slashes at the beginning are one, as at EC2: Amazon's library for JavaScript joins the endpoint, which
+        # ends with one, and a path. From here on there is one reading of it alone.
+        path = b"/" + path.lstrip(b"/")
     return Head(
         request=Request(method, path, query, headers),
         length=length,

@@ -73,6 +73,13 @@ def test_a_plain_get() -> None:
     assert only_request(wire) == Received(request, keep_alive=True, http10=False, head_only=False)
 
 
+@pytest.mark.parametrize("slashes", [b"//", b"///////"])
+def test_slashes_at_the_beginning_are_one(slashes: bytes) -> None:
+    request = only_request(b"GET " + slashes + b"latest//meta-data?a=//b HTTP/1.1\r\n" + HOST + b"\r\n").request
+    assert (request.path, request.query) == (b"/latest//meta-data", b"a=//b")
+    assert only_request(b"GET " + slashes + b" HTTP/1.1\r\n" + HOST + b"\r\n").request.path == b"/"
+
+
 def test_a_head_is_marked() -> None:
     assert only_request(b"HEAD / HTTP/1.1\r\n" + HOST + b"\r\n").head_only
 
