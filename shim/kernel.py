@@ -131,7 +131,8 @@ class Kernel:
         """Lets go of another namespace, which has no port any more. `unguarded`: its taps are nobody's business from
         now on; else the leak guard stays, for whoever is in there still. Raises KernelError."""
         joined = self._joined.pop(netns, None)
-        self._faults.pop(_guard_in(netns), None)
+        for part in (_guard_in(netns), f"namespace {netns}"):
+            self._faults.pop(part, None)
         if joined is None:
             return
         await self.datapath.leave(netns)
@@ -167,9 +168,18 @@ class Kernel:
         fresh = await self._ensure_gateway()
         await self.datapath.open(self.gateway_ifindex)
         for joined in list(self._joined.values()):
-            await self.join(joined.inside)
+            await self._join_again(joined.inside)
         await self.datapath.recheck()
         return fresh
+
+    async def _join_again(self, inside: Inside) -> None:
+        """One that cannot be joined, as it may go just now, keeps nobody else from what is to be made again."""
+        part = f"namespace {inside.netns}"
+        try:
+            await self.join(inside)
+            self._faults.pop(part, None)
+        except KernelError as error:
+            self._fault(part, error)
 
     def _ensure_guard(self, guard: Guard, netns: str = OWN_NETNS) -> None:
         """Where it cannot be had the host is served all the same: the datapath guards what is enrolled."""

@@ -155,6 +155,7 @@ class TestTapsElsewhere:
         rack.ip.link("add", ifname=ON_BRIDGE, kind="bridge")
         rack.set_up(rack.index(ON_BRIDGE))
         capture = shared.lab.capture(ON_BRIDGE, rack)
+        wait_until(lambda: f"{rack.name} is guarded" in shared.log_text(), "the namespace to be found")
         guest = plug(shared, rack, "tap3", bridge=ON_BRIDGE)
         for address in ALL:
             assert outcome(guest, address, timeout=0.3) == "timeout"
@@ -209,6 +210,23 @@ class TestTapsElsewhere:
             rack.run(harm, check=False)
             await_outcome(guest, str(uuid_of(61)), seconds=10)
         wait_until(lambda: "guard" in rack.run(["nft", "list", "tables"]).stdout, "the guard to be back")
+
+    def test_one_that_cannot_be_linked_keeps_nothing_from_others(self, shared, rack):
+        """Somebody took the number of its link to the gateway. Elsewhere news are heard all the same."""
+        plug(shared, rack, "tap7", uuid_of(71))
+        await_port(shared, rack.name, "tap7", uuid_of(71))
+        link, here = f"{shared.name}0", plug(shared, shared.lab.host, "tap8")
+        number = str(rack.index(link))
+        rack.run(["ip", "link", "del", link])
+        rack.run(["ip", "link", "add", "taken", "index", number, "type", "bridge"])
+        complaint = f"cannot link the namespace {rack.name}"
+        wait_until(lambda: complaint in shared.verb("status", check=False).stdout, "the complaint", 15)
+        shared.mapping.write_text(f'[[port]]\ninterface = "tap8"\ninstance = "{uuid_of(72)}"\n')
+        await_port(shared, "", "tap8", uuid_of(72))
+        assert outcome(here) == str(uuid_of(72))
+        rack.run(["ip", "link", "del", "taken"])
+        wait_until(lambda: complaint not in shared.verb("status", check=False).stdout, "it to be well", 15)
+        shared.mapping.write_text("")
 
 
 @on_both
