@@ -66,8 +66,9 @@ def test_options_of_a_machine():
 
 
 def test_what_a_script_said():
-    said = output_of("[ 0.1] kernel\n=== begin\none=1\none=2\n=== end 3\n[ 9.9] reboot: Power down\n")
+    said = output_of("[ 0.1] kernel\n=== begin\none=1\none=2\n\n=== end 3\n[ 9.9] reboot: Power down\n")
     assert said == Output("one=1\none=2\n", 3) and said.value("one") == "2"
+    assert output_of("=== begin\nno newline\n=== end 0\n") == Output("no newline\n", 0)
     with pytest.raises(LookupError, match="did not say two="):
         said.value("two")
     with pytest.raises(ValueError, match="did not end:\nhalf"):

@@ -18,7 +18,7 @@ LONGEST_TEST = 400.0  # seconds
 
 def pytest_report_header() -> str:
     name, why = accel.choice()
-    return f"guests run under {name.upper()}: {why}"
+    return f"guests run under {name.upper()}: {why}; vhost-net: {'yes' if accel.has_vhost() else 'no'}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

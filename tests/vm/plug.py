@@ -39,7 +39,15 @@ def documented(site: Hypervisor, instance: UUID, **document: object) -> None:
     site.api.put_document(instance, json.dumps(document).encode())
 
 
-def tiny(site: Hypervisor, tap: Tap, *, mtu: int = 0, options: dict[str, str] | None = None, **hardware: Any) -> Tiny:
+def tiny(
+    site: Hypervisor,
+    tap: Tap,
+    *,
+    mtu: int = 0,
+    options: dict[str, str] | None = None,
+    vhost: bool = False,
+    **hardware: Any,
+) -> Tiny:
     """The guest behind a tap; `hardware` as of Tiny."""
-    nic = Nic(tap.name, MAC, queues=tap.queues, mtu=mtu, options=options or {})
+    nic = Nic(tap.name, MAC, queues=tap.queues, mtu=mtu, options=options or {}, vhost=vhost)
     return Tiny(site.lab.host, [nic], **hardware)
