@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import subprocess
 from pathlib import Path
 
@@ -35,9 +36,17 @@ def module(path: Path, depends: str) -> Path:
 def test_modules_come_behind_what_they_need(tmp_path):
     there = {name: module(tmp_path / f"{name}.ko", depends) for name, depends in
              {"net": "failover,ring", "failover": "", "ring": "", "pci-x": "ring", "idle": ""}.items()}  # fmt: skip
-    assert [path.stem for path in image.in_order(["pci_x", "net"], there)] == ["ring", "pci-x", "failover", "net"]
+    assert list(image.in_order(["pci_x", "net"], there)) == ["ring", "pci_x", "failover", "net"]
     with pytest.raises(LookupError, match="no module away"):
         image.in_order(["away"], there)
+
+
+def test_modules_may_be_packed(tmp_path):
+    plain = module(tmp_path / "ring.ko", "")
+    packed = tmp_path / "net.ko.xz"
+    packed.write_bytes(lzma.compress(b"\0depends=ring\0"))
+    found = image.in_order(["net"], {"ring": plain, "net": packed})
+    assert found == {"ring": plain.read_bytes(), "net": b"\0depends=ring\0"}
 
 
 def test_the_package_behind_a_kernel_that_only_names_another():

@@ -6,10 +6,11 @@ Neither is installed, as busybox-static and busybox exclude each other, and a ke
 from __future__ import annotations
 
 import functools
+import lzma
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from tests.vm import cache
@@ -19,6 +20,10 @@ INIT, WORDS = Path(__file__).with_name("init"), Path(__file__).with_name("guest.
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_net", "8021q", "tun")
 FOLDERS = ("bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp")
+
+
+class UnobtainableError(RuntimeError):
+    """A package could not be had."""
 
 
 def kernel() -> Path:
@@ -40,48 +45,49 @@ def busybox() -> Path:
 def initrd() -> Path:
     """The tiny guest's initramfs: busybox, the modules that it needs, and `init`."""
     linux, box = kernel_modules(), busybox()
-    recipe = f"3 {linux} {box} {MODULES} {INIT.read_text()} {WORDS.read_text()}"
+    recipe = f"4 {linux} {box} {MODULES} {INIT.read_text()} {WORDS.read_text()}"
     return cache.made("tiny", recipe, lambda path: _write_initrd(path, linux, box), needs_mib=50)
 
 
 def _write_initrd(path: Path, linux: Path, box: Path) -> None:
-    modules = in_order(MODULES, {one.stem: one for one in linux.rglob("*.ko")})
+    modules = in_order(MODULES, {one.name.partition(".ko")[0]: one for one in linux.rglob("*.ko*")})
     applets = subprocess.run([box, "--list"], capture_output=True, text=True, check=True).stdout.split()
     path.write_bytes(archive(contents(box.read_bytes(), applets, modules)))
 
 
-def contents(box: bytes, applets: Iterable[str], modules: Iterable[Path]) -> list[Entry]:
-    """What is in it; modules are named so that the order of names is the order to load them in."""
+def contents(box: bytes, applets: Iterable[str], modules: Mapping[str, bytes]) -> list[Entry]:
+    """What is in it. Modules are in the order to load them in, which is that of their files' names then."""
     return [
         *map(folder, FOLDERS),
         file("init", INIT.read_bytes(), 0o755),
         file("lib/guest", WORDS.read_bytes()),
         file("bin/busybox", box, 0o755),
         *(link(f"bin/{applet}", "busybox") for applet in applets if applet != "busybox"),
-        *(file(f"lib/modules/{place:02}-{one.name}", one.read_bytes()) for place, one in enumerate(modules)),
+        *(file(f"lib/modules/{place:02}-{name}.ko", data) for place, (name, data) in enumerate(modules.items())),
     ]
 
 
-def in_order(wanted: Iterable[str], there: dict[str, Path]) -> list[Path]:
+def in_order(wanted: Iterable[str], there: Mapping[str, Path]) -> dict[str, bytes]:
     """The modules wanted, and before each what it depends on. LookupError where one is missing.
 
     `there` has files by name. A package has no modules.dep, as that is made when it is installed; each module says
     itself what it depends on.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, bytes] = {}
 
     def add(name: str) -> None:
         path = there.get(name) or there.get(name.replace("_", "-"))
         if path is None:
             raise LookupError(f"no module {name}")
-        if path.stem not in found:
-            for needed in dependencies(path.read_bytes()):
+        if name not in found:
+            data = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+            for needed in dependencies(data):
                 add(needed)
-            found[path.stem] = path
+            found[name] = data
 
     for name in wanted:
         add(name)
-    return list(found.values())
+    return found
 
 
 def dependencies(module: bytes) -> list[str]:
@@ -122,8 +128,12 @@ def _with_lists(ask: Callable[[], str]) -> str:
     try:
         return ask()
     except subprocess.CalledProcessError:
-        _apt("apt-get", "-qq", "update")
+        subprocess.run(["apt-get", "-qq", "update"], check=False)
+    try:
         return ask()
+    except subprocess.CalledProcessError as error:
+        hint = f"it needs Debian's archive, or what was kept of it in {cache.folder()}"
+        raise UnobtainableError(f"{error}: {hint}") from None
 
 
 def _apt(*argv: str, cwd: Path | None = None) -> str:

@@ -27,7 +27,7 @@ A = uuid_of(1)
 MIB = 1 << 20
 DOWN = random.Random(7).randbytes(MIB)
 ETHERNET = 14
-STEP_SECONDS = 90.0
+STEP_SECONDS = 150.0
 TRANSFERS = r"""
 head -c 1048576 /dev/urandom >/tmp/up
 echo "sent=$(md5sum </tmp/up | cut -c1-32)"

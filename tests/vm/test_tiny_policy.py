@@ -11,7 +11,7 @@ from tests.vm.plug import STATIC, plugged, tiny
 
 A, B = uuid_of(1), uuid_of(2)
 MET = {Access.RESET: "refused", Access.DROP: "timeout", Access.FORBID: "403"}
-STEP_SECONDS = 90.0
+STEP_SECONDS = 150.0
 ROLE = "/metashim/v1/kv/host/role"
 SECRET, SECRET_PATH = "s3cret-of-one-boot", "/metashim/v1/sources/instance/secret"
 
@@ -24,7 +24,8 @@ for how in reset drop 403; do
     sleep 1
     echo "ready $how"; await off
     [ $how = drop ] || wait $waiter
-    echo "met $how $(outcome $V4 $ID 3) $(outcome $V6 $ID 3) $(outcome $LL $ID 3)"
+    [ $how = drop ] && limit=2 || limit=30
+    echo "met $how $(outcome $V4 $ID $limit) $(outcome $V6 $ID $limit) $(outcome $LL $ID $limit)"
     await on
     echo "again $how $(outcome $V4 $ID) $(outcome $V6) waiter: $(cat /tmp/waiter)"
 done

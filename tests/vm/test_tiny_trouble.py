@@ -14,7 +14,7 @@ from tests.vm.plug import MAC, STATIC, plugged, tiny
 from tests.vm.tiny import Tiny
 
 A, B = uuid_of(1), uuid_of(2)
-STEP_SECONDS = 90.0
+STEP_SECONDS = 150.0
 PIECE = 64 << 10
 PIECES = 64
 
