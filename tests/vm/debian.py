@@ -4,7 +4,7 @@
     with Debian(lab.host, [Nic("tap1", MAC)], smbios=OPENSTACK, prepared=PREPARED).start() as machine:
         machine.await_line(r"login:", 120)
 
-The disk is made once and never written to: a guest's writes go with its machine, but outlive a reboot (`reboots`).
+The disk is made once and never written to: a guest's writes go with its machine, unless it has a copy (`copied`).
 What an operator would put into the image of a guest without DHCP is `prepared`: it is laid upon the disk as it boots.
 """
 
@@ -39,9 +39,17 @@ def disk() -> Path:
     recipe = f"{VERSION} {modules} {script.read_text()}"
 
     def build(path: Path) -> None:
-        subprocess.run([script, path, modules], check=True)
+        # In a mount namespace: of a build that is killed, nothing stays mounted below a folder that is then removed.
+        aside = ["unshare", "--mount", "--fork", "--kill-child"]
+        subprocess.run([*aside, script, path, modules], check=True)
 
-    return cache.made("debian", recipe, build, needs_mib=1600)
+    return cache.made("debian", recipe, build, needs_mib=1600) / "disk"
+
+
+def copied(path: Path) -> Path:
+    """A copy of the disk, for a guest that boots more than once."""
+    subprocess.run(["cp", "--reflink=auto", "--sparse=always", disk(), path], check=True)
+    return path
 
 
 @functools.cache
@@ -94,10 +102,13 @@ class Debian:
         self.host, self.prepared = host, prepared
         self._hardware = {"nics": nics, "append": f"{QUIET} {append}".strip(), "memory": memory, **hardware}
 
-    def start(self) -> Machine:
-        """Boot one; to be closed."""
-        disk()
+    def start(self, own_disk: Path | None = None) -> Machine:
+        """Boot one, to be closed; if from a disk of its own (`copied`), it finds there what it wrote before."""
+        whence = own_disk or disk()
         aside = Path(tempfile.mkdtemp(prefix="debian-"))
         own = aside / "initrd"
         own.write_bytes(initrd().read_bytes() + archive(laid(self.prepared)))
-        return Machine(self.host, aside, kernel=image.kernel(), initrd=own, disk=disk(), **self._hardware)
+        kept = own_disk is not None
+        return Machine(
+            self.host, aside, kernel=image.kernel(), initrd=own, disk=whence, own_disk=kept, **self._hardware
+        )
