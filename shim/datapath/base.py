@@ -62,11 +62,15 @@ class Tables(Protocol):
     def hooks(self) -> dict[str, str]:
         """Base chain → the device that it is on; a chain whose device has gone may be missing or not."""
 
+    def device_of(self, chain: str) -> str | None:
+        """The device that a base chain is on; None when there is no such chain."""
+
     def rules(self) -> int:
         """How many rules the table has; 0 without a table."""
 
     def generation(self) -> int:
-        """A number that every transaction on any table of this host, whoever made it, makes greater by one."""
+        """A number that every transaction on any table of this host, whoever made it, makes greater by one. A
+        chain that goes with its device, as it does before Linux 6.16, is no transaction."""
 
     def packets(self, name: str, key: bytes) -> int | None:
         """What the counter of a set's element says; None when there is no such element."""

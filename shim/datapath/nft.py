@@ -110,7 +110,7 @@ class Nft:
         self._logs.open()
         if not self._known:
             self._read()
-        elif self._is_known() and self._gateway == gateway_ifindex:
+        elif self._is_known() and self._gateway == gateway_ifindex and self._hears_gateway():
             return
         self._gateway = gateway_ifindex
         if not self._is_whole():
@@ -120,6 +120,10 @@ class Nft:
     def _is_known(self) -> bool:
         """Whether nobody else has been at any table since ours was read."""
         return self._known and self._tables.generation() == self._generation
+
+    def _hears_gateway(self) -> bool:
+        """Whether replies are seen: a link that is made anew, even with the same ifindex, may have no chain on it."""
+        return self._tables.device_of(GATEWAY_CHAIN) == self._link_name(self._gateway)
 
     def _is_whole(self) -> bool:
         """Whether just these rules are there, each of them: a rule in the place of another is not seen."""

@@ -125,6 +125,14 @@ class Nftables:
                 found[rtnl.text(chain[_CHAIN_NAME])] = rtnl.text(place[_HOOK_DEVICE])
         return found
 
+    def device_of(self, chain: str) -> str | None:
+        with kernel_errors(f"cannot read the chain {chain} of {self._table}"):
+            body = self._socket.ask(_GETCHAIN, nfnl.text(_TABLE, self._table) + nfnl.text(_CHAIN_NAME, chain))
+        if body is None:
+            return None
+        place = rtnl.attributes(rtnl.attributes(body).get(_CHAIN_HOOK, b""))
+        return rtnl.text(place.get(_HOOK_DEVICE, b""))
+
     def rules(self) -> int:
         with kernel_errors(f"cannot list the rules of {self._table}"):
             return len(self._socket.dump(_GETRULE, nfnl.text(_TABLE, self._table)))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +15,12 @@ from shim.core.verdict import Verdict
 from shim.datapath import nft_rules
 from shim.datapath.nft import Nft, ruleset
 from shim.errors import KernelError
+from shim.netlink import gateway
 from shim.netlink.nflog import NfLog
 from shim.netlink.nftables import Nftables, Watch, subscribe
 from tests.bpf.frames import GUEST_OF, SERVICE_OF, TAGS, ethernet, network, segment, solicitation, tcp
 from tests.bpf.test_bystanders import FRAMES
-from tests.contract.kernel import KernelRig
+from tests.contract.kernel import KernelRig, hypervisor
 from tests.contract.rig import NFT_SETTINGS, Bench
 from tests.contract.test_service import reply, stamped
 
@@ -101,6 +103,19 @@ def test_what_somebody_undid_is_made_again(bench, harm):
     assert bench.passes_to_gateway("b", segment(6)) == [stamped("b", 6)]
     bench.rig.reply(reply("b", 6))
     assert len(bench.rig.guest("b", expect=1)) == 1
+
+
+def test_a_gateway_link_that_is_made_anew_has_its_chain():
+    """With the same name and ifindex as before, so that nothing but the chain tells. Before Linux 6.16 that goes with
+    the link, and is no change that nftables speaks of."""
+    with hypervisor("nft", Path("/nowhere")) as host:
+        datapath = host.datapath()
+        host.run(gateway.remove(host.route, host.gateway))
+        link, _ = host.run(gateway.ensure(host.route, host.gateway))
+        host.run(datapath.open(link))
+        listed = ["nft", "list", "chain", "netdev", nft_rules.table_name(host.gateway.name), "gateway_link"]
+        assert f'device "{host.gateway.link}"' in host.lab.host.run(listed).stdout
+        datapath.close()
 
 
 def test_what_was_flushed_is_back_with_the_audit_alone(bench):
