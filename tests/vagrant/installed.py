@@ -14,7 +14,7 @@ from shim.control.live_client import LiveClient
 from shim.control.shapes import PortView
 from tests.lab import Namespace, TapGuest, VethGuest
 from tests.lab.namespace import Netlink, wait_until
-from tests.netns.talk import await_outcome
+from tests.netns.talk import outcome
 
 UNIT = "metashim.service"
 CONFIGURATION = Path("/etc/metashim/metashim.toml")
@@ -125,7 +125,7 @@ class Installed:
         self._made.callback(made.close)
         if instance is not None:
             self.enrol(made.tap, instance, document)
-            await_outcome(made, str(instance), seconds=SECONDS)
+            await_served(made, instance)
         return made
 
     def tap(self, name: str, instance: UUID, **kwargs: Any) -> TapGuest:
@@ -156,6 +156,21 @@ class Installed:
         port = self.port(tap)
         assert port is not None
         return port
+
+
+def await_served(guest: VethGuest, instance: UUID) -> None:
+    """Ask, with patience, until the answer is the instance's."""
+    met = ""
+
+    def served() -> bool:
+        nonlocal met
+        met = outcome(guest, timeout=SECONDS / 10)
+        return met == str(instance)
+
+    try:
+        wait_until(served, f"an answer for {instance}", SECONDS)
+    except TimeoutError:
+        raise AssertionError(f"{guest.name} met {met} and not {instance} for {SECONDS} s") from None
 
 
 def status_of(pid: int) -> dict[str, str]:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
@@ -122,7 +121,7 @@ class TestVerbs:
 
     def test_status(self, site, alice):
         said = json.loads(site.metashim("status", "--json"))
-        assert said["datapath"] == "ebpf", said
+        assert (said["datapath"], said["fallback"]) == ("ebpf", "")
         assert said["ailments"] == []
 
     def test_why(self, site, alice):
@@ -162,5 +161,4 @@ def test_a_stranger_is_refused(site: Installed) -> None:
     """A tap that nobody names, on the same bridge as Alice's and with her addresses."""
     stranger = site.guest("stranger", None)
     site.await_port(stranger.tap, None)
-    assert outcome(stranger, timeout=3) not in (str(ALICE), "200")
-    assert UUID(str(ALICE))
+    assert outcome(stranger, timeout=2) in ("timeout", "No route to host")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.lab import Wire, service_frames
 from tests.netns.hypervisor import uuid_of
-from tests.netns.talk import ALL, await_outcome, outcome
-from tests.vagrant.installed import BRIDGE, SECONDS, Installed
+from tests.netns.talk import ALL, outcome
+from tests.vagrant.installed import BRIDGE, Installed
 
 LEAVER, BARRED = uuid_of(21), uuid_of(22)
 CLOSED = {"refused", "reset", "timeout"}
@@ -53,6 +53,6 @@ def test_stops_is_torn_down_and_comes_at_boot(site: Installed) -> None:
     site.systemctl("start", "multi-user.target")
     site.await_workers()
     assert site.shown("ActiveState") == {"ActiveState": "active"}
-    await_outcome(leaver, str(LEAVER), seconds=SECONDS)
+    await_served(leaver, LEAVER)
     assert outcome(barred, timeout=1) == "timeout", "what was refused stays refused"
     assert re.search("tap-leaver.*serving", site.metashim("list")) is not None

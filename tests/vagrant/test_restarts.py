@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -14,9 +15,8 @@ from tests.lab import VethGuest
 from tests.lab.namespace import wait_until
 from tests.netns.asking import Load
 from tests.netns.hypervisor import uuid_of
-from tests.netns.talk import await_outcome
 from tests.vagrant import told
-from tests.vagrant.installed import SECONDS, Installed
+from tests.vagrant.installed import SECONDS, Installed, await_served
 
 GUESTS = {"one": uuid_of(11), "two": uuid_of(12)}
 CONNECTIONS = 4
@@ -84,5 +84,5 @@ def test_a_killed_worker_comes_again(site: Installed, guests: list[tuple[VethGue
     agent, worker = site.agent, site.worker
     os.kill(worker, signal.SIGKILL)
     for guest, instance in guests:
-        await_outcome(guest, instance, seconds=SECONDS)
+        await_served(guest, UUID(instance))
     assert site.agent == agent and site.worker != worker
