@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.lab import Wire, service_frames
 from tests.netns.hypervisor import uuid_of
 from tests.netns.talk import ALL, outcome
-from tests.vagrant.installed import BRIDGE, Installed
+from tests.vagrant.installed import BRIDGE, Installed, await_served
 
 LEAVER, BARRED = uuid_of(21), uuid_of(22)
 CLOSED = {"refused", "reset", "timeout"}
