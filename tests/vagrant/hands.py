@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from shim.core.policy import Access, Family
 from tests.bpf.frames import BOTH
 from tests.lab import VethGuest, Wire, service_frames
+from tests.lab.wire import ETH_P_8021Q
 from tests.netns.say import get
 from tests.netns.talk import ALL, outcome
 from tests.vagrant.installed import BRIDGE, SECONDS, Host, Installed
