@@ -61,6 +61,15 @@ does is to forget the last boot's metadata; the stage after it takes what it fin
 SOURCES = "/etc/cloud/cloud.cfg.d/95-metashim.cfg"
 
 
+QUICK = """network: {config: disabled}
+ssh_genkeytypes: [ed25519]
+cloud_init_modules: [bootcmd, write-files, set_hostname, users-groups, ssh]
+cloud_config_modules: [runcmd]
+cloud_final_modules: [scripts-per-boot, scripts-user, final-message]
+"""
+"""For boots without systemd: of cloud-init's modules those that make something of metadata."""
+
+
 @dataclass(frozen=True)
 class Cloud:
     """A way in which a guest finds its metadata.
@@ -107,7 +116,7 @@ class Cloud:
         prepared = self.prepared | {
             "/usr/sbin/quick": (RECIPE / "quick").read_text(),
             "/etc/quick-network": network,
-            "/etc/cloud/cloud.cfg.d/99-network.cfg": "network: {config: disabled}\n",
+            "/etc/cloud/cloud.cfg.d/99-quick.cfg": QUICK,
         }
         if after:
             prepared["/usr/sbin/after"] = f"#!/bin/sh\nURL='{self.curl}'\n{after}"
@@ -125,7 +134,8 @@ KEEP_ROUTE = {
         "[Route]\nDestination=169.254.169.254/32\nScope=link\n"
     )
 }
-"""What network_data.json says takes the place of the image's network: the way to the service stays, without a gateway."""
+"""What network_data.json says takes the place of the image's network: the way to the service stays, also where there
+is no gateway."""
 OPENSTACK = Cloud("OpenStack", V4, KEEP_ROUTE)
 OPENSTACK_V6 = Cloud(
     "OpenStack", LINK_LOCAL, {SOURCES: f'datasource: {{OpenStack: {{metadata_urls: ["{LINK_LOCAL}"]}}}}\n'}
