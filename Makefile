@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm nova bench lint clean
+.PHONY: help setup demo test test-vm test-vagrant nova bench lint clean
 
 PYTHON := .venv/bin/python
 DATAPATH ?= ebpf
@@ -34,6 +34,12 @@ test-vm: ## real guests: QEMU machines on real taps, emulated where KVM is not t
 	@if [ "$$(id -u)" != 0 ]; then echo "make test-vm: run it as root: it makes taps and namespaces" >&2; exit 1; fi
 	@./setup.sh qemu-system-x86 mmdebstrap e2fsprogs openssh-client
 	@$(PYTHON) -m pytest --durations 20 tests/vm
+
+test-vagrant: ## whole hypervisors: two virtual machines with metashim installed, the tests inside (vagrant/README.md)
+	@if [ "$$(id -u)" != 0 ]; then echo "make test-vagrant: run it as root: it makes taps and namespaces" >&2; exit 1; fi
+	@./setup.sh vagrant vagrant-libvirt libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 \
+		qemu-utils dnsmasq-base mmdebstrap e2fsprogs rsync openssh-client
+	@vagrant/run
 
 nova: ## the real Nova, which some tests forward to: a virtual environment in .venv-nova (part of `make test`)
 	@./setup.sh

@@ -4,20 +4,25 @@
 # FOLDER gets box.img (qcow2, one ext4 without partitions), vmlinuz, initrd, metadata.json and Vagrantfile: a machine
 # that QEMU starts without a boot loader. SUITE is Debian's, with its own kernel; WHEELS a folder of Python packages,
 # from which pip in the machine installs, as there is no network. Needs root, mmdebstrap, qemu-img, a Debian mirror.
+#
+# setup.sh has run there, at /opt/metashim: its virtual environment is in the box, and a tree that is copied to it finds
+# all set up. An emulated processor takes minutes for that, and a box's recipe has in it what setup.sh goes by.
 
 set -euo pipefail
-here=$(realpath "$(dirname "$0")")
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin # mmdebstrap starts `python3` for each package: the system's is the quickest
+here=$(realpath "$(dirname "$0")") tree=$(realpath "$(dirname "$0")/../..")
 folder=$1 suite=$2 wheels=$3
 shift 3
 
-# Mounts of its own: nothing stays mounted, however this ends.
+# Mounts and processes of its own: nothing stays mounted or goes on, however this ends.
 if [ -z "${BUILD_IN_NAMESPACE:-}" ]; then
-    BUILD_IN_NAMESPACE=1 exec unshare --mount --propagation private --kill-child "$0" "$folder" "$suite" "$wheels" "$@"
+    BUILD_IN_NAMESPACE=1 exec \
+        unshare --mount --pid --fork --kill-child --mount-proc "$0" "$folder" "$suite" "$wheels" "$@"
 fi
 
 mkdir -p "$folder"
 room=$(mktemp -d "$folder/room.XXXX")
-trap 'umount "$room/root/proc" "$room" 2>/dev/null || true; rm -rf --one-file-system "$room"' EXIT
+trap 'umount --lazy "$room/root/proc" "$room" 2>/dev/null || true; rm -rf --one-file-system "$room"' EXIT
 
 # In memory, where there is some: a disk takes several times as long over thirty thousand small files.
 room_mib=3000
@@ -43,27 +48,35 @@ mount -t proc proc "$root/proc"
 mkdir "$root/opt/wheels"
 cp "$wheels"/*.whl "$root/opt/wheels"
 
+say "metashim's virtual environment"
+prefix=$root/opt/metashim
+mkdir "$prefix"
+cp "$tree/pyproject.toml" "$tree/setup.sh" "$tree/README.md" "$prefix"
+(cd "$tree" && find shim -name __init__.py -exec cp --parents {} "$prefix" \;)
+env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root chroot "$root" /opt/metashim/setup.sh
+rm -rf "$prefix/shim" "$prefix/README.md"
+
 say "kernel and initrd"
 release=$(basename "$root"/usr/lib/modules/*)
 cp "$root/boot/vmlinuz-$release" "$folder/vmlinuz"
-tree=$root/initrd
-mkdir -p "$tree"/{bin,dev,disk,lib/modules,proc,sys}
-cp "$root/usr/bin/busybox" "$tree/bin/"
-for applet in sh mount umount insmod usleep switch_root; do ln -s busybox "$tree/bin/$applet"; done
-install -m 755 "$here/init" "$tree/init"
+small=$root/initrd
+mkdir -p "$small"/{bin,dev,disk,lib/modules,proc,sys}
+cp "$root/usr/bin/busybox" "$small/bin/"
+for applet in sh mount umount insmod usleep switch_root; do ln -s busybox "$small/bin/$applet"; done
+install -m 755 "$here/init" "$small/init"
 number=10
 while read -r verb module _; do
     [ "$verb" = insmod ] || continue
     name=$(basename "$module")
     case $module in
-        *.xz) chroot "$root" xz -dc "$module" >"$tree/lib/modules/$number-${name%.xz}" ;;
-        *) cp "$root/$module" "$tree/lib/modules/$number-$name" ;;
+        *.xz) chroot "$root" xz -dc "$module" >"$small/lib/modules/$number-${name%.xz}" ;;
+        *) cp "$root/$module" "$small/lib/modules/$number-$name" ;;
     esac
     number=$((number + 1))
 done < <(chroot "$root" modprobe --set-version "$release" --show-depends --all virtio_pci virtio_blk |
     awk '!seen[$0]++')
 chroot "$root" sh -c 'cd /initrd && find . | cpio --quiet -o -H newc' >"$folder/initrd"
-rm -rf "$tree"
+rm -rf "$small"
 umount "$root/proc"
 
 say "disk"

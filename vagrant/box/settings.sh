@@ -27,7 +27,7 @@ END
 chroot "$root" systemctl --quiet enable systemd-networkd
 chroot "$root" systemctl --quiet mask systemd-networkd-wait-online.service
 echo debian >"$root/etc/hostname"
-printf '127.0.0.1 localhost\n::1 localhost ip6-localhost\n' >"$root/etc/hosts"
+printf '127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost\n' >"$root/etc/hosts"
 : >"$root/etc/resolv.conf"
 : >"$root/etc/machine-id"
 echo '/dev/vda / ext4 rw,noatime 0 0' >"$root/etc/fstab"
@@ -40,12 +40,10 @@ done
 rm -f "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/dpkg/dpkg.cfg.d/99mmdebstrap
 echo 'APT::Install-Recommends "false";' >"$root/etc/apt/apt.conf.d/90recommends"
 
-# pip installs from here, and compiles what is used as it is used.
+# pip installs from here.
 cat >"$root/etc/pip.conf" <<'END'
 [global]
 no-index = true
 find-links = /opt/wheels
 disable-pip-version-check = true
-[install]
-no-compile = true
 END

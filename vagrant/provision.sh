@@ -1,0 +1,19 @@
+#!/bin/bash
+# provision.sh TREE: install metashim from TREE as an admin would, in a machine that was made for it.
+# What the tests need beside it comes by apt where it is not there; vagrant/run's own boxes have it all.
+
+set -euo pipefail
+
+packages=(make git curl wget jq rsync procps kmod tcpdump qemu-system-x86)
+command -v busybox >/dev/null || packages+=(busybox)
+missing=()
+for package in "${packages[@]}"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+if [ "${#missing[@]}" != 0 ]; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -qq update
+    apt-get -qq install -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null
+fi
+
+exec "$1/vagrant/install.sh" "$1"
