@@ -10,7 +10,7 @@ from tests.lab import service_frames
 from tests.netns.hypervisor import Hypervisor, uuid_of
 from tests.vm.plug import STATIC, documented, plugged, tiny
 
-COUNT, ROUNDS = 10, 5
+COUNT, ROUNDS = 10, 3
 FETCHES = f"""
 echo ready
 await go

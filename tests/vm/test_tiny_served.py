@@ -51,6 +51,7 @@ def test_link_local_addresses_alone(shared: Hypervisor) -> None:
             up eth0
             settled eth0
             echo "local $(get $LL $ID)"
+            echo "user-data $(get $LL /latest/user-data | md5sum)"
             echo "neither $(outcome $V4) $(outcome $V6)"
             ip addr add 169.254.7.5/16 dev eth0
             echo "both $(get $V4 $ID)"
@@ -60,6 +61,7 @@ def test_link_local_addresses_alone(shared: Hypervisor) -> None:
         )
     assert f"local {A}\n" in said.text, said.text
     assert f"both {A}\n" in said.text, said.text
+    assert f"user-data {md5(USER_DATA.encode()).hexdigest()} " in said.text, said.text
     assert "pinged" in said.text, said.text
     assert "neither wget: can't connect to remote host" in said.text, said.text
     assert said.text.count(" inet ") == said.text.count(" inet6 ") == 1, said.text
