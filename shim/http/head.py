@@ -35,6 +35,7 @@ _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _NEVER = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n")
 _SHORT_LINE = 96
+_SLASHES = re.compile(rb"//+")
 _ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 
 
@@ -90,10 +91,10 @@ def read_head(raw: bytes, limits: Limits) -> Head:
     length = _read_length(known.get(b"content-length"), known.get(b"transfer-encoding"), http10, limits)
     _check_second_reading(raw, method, target, headers)
     path, _, query = target.partition(b"?")
-    if path.startswith(b"//"):
-        # Several slashes at the beginning are one, as at EC2: Amazon's library for JavaScript joins the endpoint, which
-        # ends with one, and a path. From here on there is one reading of it alone.
-        path = b"/" + path.lstrip(b"/")
+    if b"//" in path:
+        # Several slashes are one, as at EC2 and at Google's: their own clients join a base that ends with one and a path
+        # that begins with one. From here on there is one reading of it alone.
+        path = _SLASHES.sub(b"/", path)
     return Head(
         request=Request(method, path, query, headers),
         length=length,

@@ -175,8 +175,11 @@ def test_every_good_request_is_accepted(
 
 
 def single(target: bytes) -> bytes:
-    """As it is read: with one slash at its beginning."""
-    return b"/" + target.lstrip(b"/") if target.startswith(b"/") else target
+    """As it is read: a path without empty segments."""
+    path, mark, query = target.partition(b"?")
+    while b"//" in path:
+        path = path.replace(b"//", b"/")
+    return path + mark + query
 
 
 class WholeStream:
