@@ -23,6 +23,10 @@ Name=eth0
 DHCP=ipv4
 LinkLocalAddressing=no
 IPv6AcceptRA=no
+[DHCPv4]
+UseHostname=no
+UseDNS=no
+UseNTP=no
 END
 chroot "$root" systemctl --quiet enable systemd-networkd
 chroot "$root" systemctl --quiet mask systemd-networkd-wait-online.service
@@ -32,9 +36,11 @@ printf '127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost\n' >"
 : >"$root/etc/machine-id"
 echo '/dev/vda / ext4 rw,noatime 0 0' >"$root/etc/fstab"
 
-# There is no network for these to do anything with, and where a processor is emulated each start counts.
+# There is nothing here for these to do, and where a processor is emulated each start counts.
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
-    e2scrub_reap.service systemd-pstore.service systemd-timesyncd.service getty@tty1.service; do
+    e2scrub_reap.service systemd-pstore.service systemd-timesyncd.service getty@tty1.service \
+    modprobe@{configfs,dm_mod,drm,efi_pstore,fuse,loop}.service sys-fs-fuse-connections.mount \
+    sys-kernel-config.mount dev-hugepages.mount systemd-logind.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
 rm -f "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/dpkg/dpkg.cfg.d/99mmdebstrap
