@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.vm import cache
 from vagrant import boxes
 from vagrant.progress import Say
-from vagrant.recipe import HYPERVISOR, MACHINES, OTHER, Machine
+from vagrant.recipe import BOTH, HYPERVISOR, MACHINES, OTHER, Machine
 
 TESTS = "/opt/metashim/tests/vagrant"
 RESULT = "/tmp/result.xml"
@@ -135,7 +135,7 @@ def both(machines: Machines) -> int:
     if started.returncode:
         machines.say("other: the peer did not start")
         return 1
-    status = machines.tests(HYPERVISOR, "both", ["--other", OTHER.address])
+    status = machines.tests(HYPERVISOR, BOTH, ["--other", OTHER.address])
     if status:
-        machines.moments(OTHER, "both-other")
+        machines.moments(OTHER, f"{BOTH}-{OTHER.name}")
     return status

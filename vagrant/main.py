@@ -71,10 +71,25 @@ def _run(words: argparse.Namespace, say: Progress) -> int:
         boxes.known(folder / "home", folder / "lib/libvirt/images", made)
         (folder / "tiny").write_text("\n".join(map(str, tiny_guest())))
         status = _in_room(folder, words, driver, say)
-    suites = [suite for path in sorted(words.results.glob("*.xml")) for suite in report.read(path.read_text())]
     say("nothing is left of the machines")
+    return judged(words.results, [] if words.only else recipe.REPORTS, status)
+
+
+def judged(results: Path, wanted: Sequence[str], status: int) -> int:
+    """Print what the reports say. The status is 0 only where each report that is wanted is there and green."""
+    suites = []
+    for path in sorted(results.glob("*.xml")):
+        try:
+            suites += report.read(path.read_text())
+        except ValueError as error:
+            print(f"RED    {path}: {error}")
+            status = status or 1
     print("\n".join(report.summary(suites)))
-    return status
+    for name in wanted:
+        if not (results / f"{name}.xml").exists():
+            print(f"RED    {name}: no report")
+            status = status or 1
+    return status or int(not all(suite.green for suite in suites))
 
 
 def tiny_guest() -> list[Path]:

@@ -40,6 +40,9 @@ class Machine:
 HYPERVISOR = Machine("hypervisor", "192.168.57.10", Distribution("bookworm", "3.11"))
 OTHER = Machine("other", "192.168.57.11", Distribution("trixie", "3.13"))
 MACHINES = (HYPERVISOR, OTHER)
+BOTH = "both"
+REPORTS = (HYPERVISOR.name, OTHER.name, BOTH)
+"""What the tests of each, and of both, leave as NAME.xml."""
 
 
 def requirements(pyproject: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vagrant import boxes, ground, inside, recipe, report
+from vagrant import boxes, ground, inside, main, recipe, report
 from vagrant.ground import Ground
 from vagrant.recipe import HYPERVISOR, MACHINES, OTHER
 
@@ -142,3 +142,25 @@ def test_only_a_run_in_which_something_was_tested_is_green(cases: str, green: bo
 def test_a_report_that_was_cut_is_none() -> None:
     with pytest.raises(ValueError, match="not a JUnit report"):
         report.read(REPORT[:100])
+
+
+GREEN = "<testsuite name='s'><testcase name='one'/></testsuite>"
+
+
+@pytest.mark.parametrize(
+    ("texts", "wanted", "pytests", "status"),
+    [
+        ({"a": GREEN, "b": GREEN}, ["a", "b"], 0, 0),
+        ({"a": GREEN}, ["a", "b"], 0, 1),
+        ({"a": GREEN, "b": GREEN[:30]}, ["a", "b"], 0, 1),
+        ({"a": REPORT}, ["a"], 0, 1),
+        ({"a": GREEN}, ["a"], 3, 3),
+        ({}, ["a"], 2, 2),
+    ],
+)
+def test_a_report_that_is_missing_or_red_is_a_failure(
+    tmp_path: Path, texts: dict[str, str], wanted: list[str], pytests: int, status: int
+) -> None:
+    for name, text in texts.items():
+        (tmp_path / f"{name}.xml").write_text(text)
+    assert main.judged(tmp_path, wanted, pytests) == status
