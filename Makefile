@@ -3,9 +3,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm test-vagrant nova bench lint clean
+.PHONY: help setup demo test test-vm test-vagrant nova compat bench lint clean
 
 PYTHON := .venv/bin/python
+CLIENTS := curl wget busybox cloud-init cloud-guest-utils awscli facter ohai ansible-core libwww-perl ruby
 DATAPATH ?= ebpf
 TESTS ?= tests
 
@@ -21,9 +22,10 @@ demo: ## two guests with one address, each with its own metadata; shuts one off 
 	@$(PYTHON) -m demo.run --datapath $(DATAPATH)
 
 test: ## every test tier (TESTS=tests/unit for some of them)
-	@./setup.sh curl wget busybox haproxy nginx openssl cloud-init openvswitch-switch python3-openvswitch \
+	@./setup.sh $(CLIENTS) haproxy nginx openssl openvswitch-switch python3-openvswitch \
 		libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients python3-libvirt qemu-system-x86
 	@tests/nova/install.sh || echo "make test: without the real Nova: its tests cannot run" >&2
+	@tests/clients/install.sh >/dev/null || echo "make test: without PyPI's and npm's clients: their tests fail" >&2
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root: the kernel tiers will be skipped" >&2; fi
 	@# File by file, side by side: each makes a hypervisor of its own. Real guests have a target of their own.
 	@if [ "$(TESTS)" = tests ]; then \
@@ -45,6 +47,13 @@ nova: ## the real Nova, which some tests forward to: a virtual environment in .v
 	@./setup.sh
 	@tests/nova/install.sh
 
+compat: ## try the clients that guests run, and write README's table of what came of it
+	@./setup.sh $(CLIENTS)
+	@tests/nova/install.sh
+	@tests/clients/install.sh >/dev/null
+	@$(PYTHON) -m pytest tests/clients/test_compatibility.py -k "not the_table" --timeout 600
+	@$(PYTHON) -m tests.clients.compat
+
 bench: ## what it costs, against peers: a table, and bench/result.json
 	@./setup.sh haproxy wrk
 	@$(PYTHON) -m bench
@@ -55,5 +64,6 @@ lint: ## ruff and mypy
 	@$(PYTHON) -m mypy
 
 clean: ## remove what these commands made in the tree, both virtual environments included
-	@rm -rf .venv .venv-nova .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info bench/result.json
+	@rm -rf .venv .venv-nova .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info bench/result.json \
+		"$${METASHIM_CACHE:-/var/cache/metashim}"/clients-*
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
