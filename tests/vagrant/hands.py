@@ -85,7 +85,7 @@ class Hands:
 
     def visitor_reaches(self, number: int) -> bool:
         """Whether it can ping another one over the guests' network."""
-        ping = ["ping", "-c", "3", "-W", "5", f"10.9.0.{number}"]
+        ping = ["busybox", "ping", "-c", "3", "-W", "5", f"10.9.0.{number}"]
         return self._guests["visitor"].run(ping, check=False, timeout=SECONDS).returncode == 0
 
     def speak(self, name: str, instance: str, to: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Both datapaths on this machine's own kernel: a guest with a kernel, one that speaks by hand, one that is a QEMU."""
+"""Both datapaths on this machine's own kernel: guests in namespaces, and one that speaks by hand through a real tap."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from tests.netns.say import get
 from tests.netns.talk import ALL, LINK_LOCAL, V4, outcome
 from tests.vagrant.installed import SECONDS, Installed, await_served
 from tests.vagrant.raw import Speaker, mac_of_service
-from tests.vm.machine import Nic, Tap
-from tests.vm.tiny import Tiny
 
-GUEST, NEIGHBOUR, SPEAKER, NESTED = (uuid_of(number) for number in (31, 32, 33, 34))
+GUEST, NEIGHBOUR, SPEAKER = (uuid_of(number) for number in (31, 32, 33))
 LARGE = "x" * 40_000
-NESTED_SECONDS = 240.0
 
 
 @pytest.fixture(scope="module", params=["ebpf", "nft"])
@@ -72,32 +69,3 @@ def test_a_real_tap(site: Installed, datapath: str, behind: Wire, vnet_hdr: bool
             Speaker(tap, family, 41000 + family).ask()
     site.api.set_policy(SPEAKER, Access.OPEN, list(Family))
     tap.close()
-
-
-SCRIPT = """
-configure eth0 10.0.0.5/24
-echo id=$(outcome $V4 $ID 60)
-echo data=$(get $V4 /latest/user-data 60)
-echo asked
-await disabled
-echo after=$(outcome $V4 $ID 60)
-"""
-
-
-def test_a_nested_guest(site: Installed, datapath: str, behind: Wire) -> None:
-    """A machine of its own within this one: no DHCP, a static address. It is switched off while it runs."""
-    if datapath == "nft":
-        pytest.skip("once is enough: an emulated machine within an emulated one takes its time")
-    tap = Tap(site.host, "tap-nested")
-    try:
-        site.enrol(tap.name, NESTED, {"user_data": "hello-from-the-operator"})
-        with Tiny(site.host, [Nic(tap.name, "02:00:00:00:00:05")]).start(SCRIPT) as guest:
-            guest.await_line("^asked$", NESTED_SECONDS)
-            site.metashim("disable", str(NESTED))
-            guest.tell("disabled")
-            said = guest.output(NESTED_SECONDS)
-    finally:
-        tap.remove()
-    assert said.value("id") == str(NESTED)
-    assert said.value("data") == "hello-from-the-operator"
-    assert said.value("after") == "refused"
