@@ -142,15 +142,18 @@ OPENSTACK_V6 = Cloud(
 )
 
 
-def await_key(site: Hypervisor, instance: UUID, key: str, seconds: float, machine: Machine | None = None) -> str:
+def await_key(site: Hypervisor, instance: UUID, key: str, seconds: float, machine: Machine) -> str:
     """What a guest writes there, as operators see it. AssertionError, with what its console said."""
     end, after = time.monotonic() + seconds, 0
-    while time.monotonic() < end and (machine is None or (machine.alive and PANIC not in machine.text())):
+    over = False
+    while not over:
+        # Asked first: what it wrote before its end is there.
+        over = time.monotonic() > end or not machine.alive or PANIC in machine.text()
         found = site.api.values(instance).get(key)
         if found is not None and found.value is not None:
             return found.value
-        after = site.api.changes(after, 5, instance, key).next
-    said = machine.text()[-6000:] if machine else ""
+        after = site.api.changes(after, 2, instance, key).next
+    said = machine.text()[-6000:]
     raise AssertionError(f"{instance} did not write {key} within {seconds:.0f} s; its console:\n{said}")
 
 
