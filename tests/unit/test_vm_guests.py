@@ -66,7 +66,7 @@ def test_a_nic_of_one_queue_and_of_several():
 
 def test_options_of_a_machine():
     argv = Hardware(kernel=Path("/k"), disk=Path("/d,1"), smbios=["type=1,product=x"], append="quiet").argv()
-    assert argv[argv.index("-append") + 1] == "console=ttyS0 quiet"
+    assert argv[argv.index("-append") + 1] == "console=ttyS0 no_timer_check quiet"
     assert argv[argv.index("-drive") + 1] == "file=/d,,1,format=raw,if=virtio,snapshot=on"
     assert argv[argv.index("-smbios") + 1] == "type=1,product=x"
     assert "-initrd" not in argv and "-no-reboot" in argv

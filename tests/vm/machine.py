@@ -27,7 +27,7 @@ from tests.lab import Namespace, TapGuest
 from tests.vm import accel
 
 TAIL_LINES = 40
-CONSOLE = "console=ttyS0"
+CONSOLE = "console=ttyS0 no_timer_check"  # an emulated timer may be late: a kernel that checks it would panic
 
 
 class MachineError(AssertionError):
@@ -93,7 +93,8 @@ def worded(first: str, words: Mapping[str, str]) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
     """What a machine is, but for where its files lie. `disk` is a raw image that stays as it is: what the guest
-    writes is lost with the machine, unless the disk is its `own_disk`. `smbios` are words such as "type=1,product=OpenStack Nova"."""
+    writes is lost with the machine, unless the disk is its `own_disk`. `smbios` are words such as
+    "type=1,product=OpenStack Nova"."""
 
     kernel: Path
     initrd: Path | None = None
@@ -112,7 +113,8 @@ class Hardware:
         argv += ["-no-user-config", "-kernel", str(self.kernel), "-append", f"{CONSOLE} {self.append}".strip()]
         argv += ["-initrd", str(self.initrd)] if self.initrd else []
         if self.disk:
-            drive = {"file": str(self.disk), "format": "raw", "if": "virtio", "snapshot": "off" if self.own_disk else "on"}
+            drive = {"file": str(self.disk), "format": "raw", "if": "virtio"}
+            drive["snapshot"] = "off" if self.own_disk else "on"
             argv += ["-drive", worded("", drive).removeprefix(",")]
         for number, nic in enumerate(self.nics):
             argv += nic.argv(number)

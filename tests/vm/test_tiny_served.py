@@ -14,28 +14,37 @@ USER_DATA = "#!/bin/sh\necho hello\n"
 
 
 def test_a_static_address_and_nothing_else_before_and_after_a_reboot(shared: Hypervisor) -> None:
+    """The boot that knows nothing of the former one's open connection may use its port."""
     documented(shared, A, user_data=USER_DATA)
     wires = [shared.lab.capture("uplink"), shared.lab.capture("uplink", shared.lab.wire), shared.lab.capture("br0")]
     with plugged(shared, "tapstatic", A) as tap:
         said = tiny(shared, tap, reboots=True).run(
             STATIC
-            + """
+            + r"""
             ip route | grep -q default && echo default=there
             for address in $V4 $V6 $LL; do
                 echo "id $(get $address $ID)"
                 echo "user-data $(get $address /latest/user-data | md5sum)"
                 ping -c 1 -W 5 $address >/dev/null && echo "ping answered"
             done
-            if [ "$(get $V4 /metashim/v1/kv/guest/booted)" = yes ]; then exit 7; fi
+            if [ "$(get $V4 /metashim/v1/kv/guest/booted)" = yes ]; then
+                echo "same port $(PORT=40000 ask $V4 GET $ID | tr '\n' ' ')"
+                exit 7
+            fi
             echo -n yes >/tmp/yes
             echo "wrote $(ask $V4 PUT /metashim/v1/kv/guest/booted /tmp/yes)"
+            tag=$(tag $V4 /metashim/v1/kv/guest/booted)
+            PORT=40000 ask $V4 GET "/metashim/v1/kv/guest/booted?wait=200&etag=$tag" &
+            sleep 1
             reboot -f
-            """
+            """,
+            300,
         )
     assert said.status == 7, said.text
     assert "default=" not in said.text
     boots = said.text.split("=== begin\n")
     assert len(boots) == 2 and re.search("^wrote 20[0-9]$", boots[0], re.MULTILINE), said.text
+    assert f"same port 200 {A}\n" in boots[1], said.text
     for boot in boots:
         assert boot.count(f"id {A}\n") == boot.count("ping answered") == 3, boot
         assert boot.count(f"user-data {md5(USER_DATA.encode()).hexdigest()} ") == 3, boot

@@ -27,7 +27,7 @@ from tests.vm.machine import Machine, Nic
 
 QUIET = "quiet panic=-1 mitigations=off cryptomgr.notests"  # the last two save a third of an emulated boot
 BEGIN, END = "=== begin\n", r"(?:^\n)?^=== end (\d+)$"  # on a line of its own, whatever the script ended with
-BOOT_SECONDS = 150.0  # some 4 s where nobody else wants the CPUs
+BOOT_SECONDS = 200.0  # some 4 s where nobody else wants the CPUs
 
 
 @dataclass(frozen=True, slots=True)
