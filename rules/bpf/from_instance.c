@@ -224,8 +224,9 @@ int from_instance(struct __sk_buff *skb) {
     count(slot, verdict < 0 ? -verdict : verdict);
     if (verdict < 0)
         report_refusal(&i, s, slot, verdict);
-    struct trace *shown = begin_trace(skb, slot, port, 0);
+    u64 is_shown;
+    struct trace *shown = begin_trace(skb, slot, port, 0, &is_shown);
     int action = act(skb, &i, port, slot, &verdict);
-    end_trace(shown, verdict);
+    end_trace(shown, is_shown, verdict);
     return action;
 }

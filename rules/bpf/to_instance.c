@@ -73,6 +73,8 @@ int to_instance(struct __sk_buff *skb) {
     if (verdict == REPLIED && restore(skb, &p, &restored, hop_limit))
         verdict = -KERNEL_FAILED;
     count(slot, verdict < 0 ? -verdict : verdict);
-    end_trace(begin_trace(skb, slot, port, 1), verdict);
+    u64 is_shown;
+    struct trace *shown = begin_trace(skb, slot, port, 1, &is_shown);
+    end_trace(shown, is_shown, verdict);
     return verdict == REPLIED ? bpf_redirect(ifindex, 0) : TC_ACT_SHOT;
 }

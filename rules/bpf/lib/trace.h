@@ -18,8 +18,13 @@ static __always_inline struct trace *reserve_trace(struct tracing *of, u64 now) 
     return shown;
 }
 
-/* Copies the packet as it is now. 0 if it is not to be shown; else `end_trace` must follow. */
-static __always_inline struct trace *begin_trace(struct __sk_buff *skb, u32 slot, struct port *port, u8 to_guest) {
+/* Copies the packet as it is now. 0 if it is not to be shown; else `is_shown` is set, and `end_trace` must follow.
+ *
+ * That has a variable of its own, which the compiler may not look into: verifiers before 6.4 do not know that what was
+ * reserved cannot be null when it is asked for a second time, and miss the submission on that way. */
+static __always_inline struct trace *begin_trace(struct __sk_buff *skb, u32 slot, struct port *port, u8 to_guest,
+                                                 u64 *is_shown) {
+    *is_shown = 0;
     if (!port || !port->traced)
         return 0;
     struct tracing *of = tracings.lookup(&slot);
@@ -40,11 +45,14 @@ static __always_inline struct trace *begin_trace(struct __sk_buff *skb, u32 slot
     shown->tag_protocol = skb->vlan_present ? (u16)skb->vlan_proto : 0;
     shown->tag_tci = BE16((u16)skb->vlan_tci);
     shown->to_guest = to_guest;
+    u64 yes = 1;
+    asm volatile("" : "+r"(yes));
+    *is_shown = yes;
     return shown;
 }
 
-static __always_inline void end_trace(struct trace *shown, int verdict) {
-    if (!shown)
+static __always_inline void end_trace(struct trace *shown, u64 is_shown, int verdict) {
+    if (!is_shown)
         return;
     shown->verdict = verdict < 0 ? -verdict : verdict;
     traces.ringbuf_submit(shown, 0);
