@@ -22,6 +22,8 @@ PROGRAMS = HERE / "programs"
 DEBIAN, PYPI, NPM = "Debian", "PyPI", "npm"
 EC2, OPENSTACK, GCE, ANY = "EC2", "OpenStack", "Compute Engine", "any"
 BOTH = (EMBEDDED, NOVA)
+LONGEST = 100.0
+"""Seconds; most take one or two, of a CPU of their own."""
 ROOM = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", str(HERE / "room.sh"))
 
 
@@ -73,8 +75,8 @@ class Client:
 
     @property
     def key(self) -> str:
-        """The name, where there are letters alone."""
-        return re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.name}-{self.face}").strip("-")
+        """What tells it from all others, in letters that may be of a test's name."""
+        return re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.origin}-{self.name}-{self.face}").strip("-")
 
     def places(self, datapath: str, backend: str) -> list[Place]:
         """Where it has to work. What tokens are needed does not depend on the datapath, nor on who answers; nor does it
@@ -170,7 +172,7 @@ def _output(client: Client, guest: VethGuest, place: Place, folder: Path) -> str
         **{name: words(value) for name, value in client.environment.items()},
     }
     cwd = "/" if client.room else str(folder)
-    return guest.run(argv, env=environment, cwd=cwd, timeout=60).stdout
+    return guest.run(argv, env=environment, cwd=cwd, timeout=LONGEST).stdout
 
 
 def _filled(text: str, place: Place, folder: Path) -> str:

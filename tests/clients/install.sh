@@ -80,6 +80,7 @@ make_debian() {
         -o Acquire::Languages=none)
     apt-get -qq "${options[@]}" update
     unpack "$1/$LATER" "${options[@]}" -- "${UNPACKED_LATER[@]}"
+    "$PYTHON" -m compileall -q "$1/$LATER/usr/lib/python3" # rooms copy it: each would compile it again
     rm -r "$apt"
 }
 
