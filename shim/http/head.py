@@ -92,8 +92,8 @@ def read_head(raw: bytes, limits: Limits) -> Head:
     _check_second_reading(raw, method, target, headers)
     path, _, query = target.partition(b"?")
     if b"//" in path:
-        # Several slashes are one, as at EC2 and at Google's: their own clients join a base that ends with one and a path
-        # that begins with one. From here on there is one reading of it alone.
+        # Several slashes are one, as at EC2 and at Google's: their own clients join a base that ends with one and a
+        # path that begins with one. From here on there is one reading of it alone.
         path = _SLASHES.sub(b"/", path)
     return Head(
         request=Request(method, path, query, headers),
