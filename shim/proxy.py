@@ -54,8 +54,9 @@ LOAD_SECONDS = 2.0
 FINISH_SECONDS = 5.0
 IDLE_SECONDS = 1.0
 """For a last request on each connection that is idle when a worker is told to end, before it accepts no more."""
-UNKNOWN_SECONDS = 30.0
-"""How long a worker waits for an agent to say whose guests are whose: until then it accepts nothing."""
+UNKNOWN_SECONDS = 600.0
+"""How long a worker waits for an agent to say whose guests are whose: until then it accepts nothing. The unit gives an
+agent that compiles at its first start as long."""
 DISMISSALS = 5
 """An agent that has so often nothing to say to a worker does not know it, and has others."""
 DESCRIPTORS_BESIDE_CONNECTIONS = 64
