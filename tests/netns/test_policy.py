@@ -154,8 +154,8 @@ class TestWhenItReturns:
 
 class TestHopLimit:
     @pytest.mark.parametrize(("address", "layer", "field"), [(V4, IP, "ttl"), (V6, IPv6, "hlim")])
-    def test_all_replies_leave_with_it(self, shared, guest, address, layer, field, datapath):
-        """But for the reset of a disabled instance by nftables, which has the host's own."""
+    def test_all_replies_leave_with_it(self, shared, guest, address, layer, field):
+        """The reset of a disabled instance too."""
         shared.api.set_policy(guest.instance, None, None, 3)
         with guest.raw() as wire:
             assert ask(guest, address).status == 200
@@ -165,7 +165,7 @@ class TestHopLimit:
         replies = [p for p in packets if TCP in p and layer in p and p[TCP].sport == 80]
         resets = {getattr(p[layer], field) for p in replies if p[TCP].flags & 4}
         assert {getattr(p[layer], field) for p in replies if not p[TCP].flags & 4} == {3}
-        assert resets == {3 if datapath == "ebpf" else 64}
+        assert resets == {3}
 
 
 class TestFlood:
