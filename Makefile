@@ -27,9 +27,9 @@ test: ## every test tier (TESTS=tests/unit for some of them)
 	@tests/nova/install.sh || echo "make test: without the real Nova: its tests cannot run" >&2
 	@tests/clients/install.sh >/dev/null || echo "make test: without PyPI's and npm's clients: their tests fail" >&2
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: not root: the kernel tiers will be skipped" >&2; fi
-	@# File by file, side by side, as each makes a hypervisor of its own; the short ones of tests/unit are the last.
+	@# File by file, side by side, as each makes a hypervisor of its own. Real guests have targets of their own.
 	@if [ "$(TESTS)" = tests ]; then \
-		$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder tests --ignore tests/vm --ignore tests/vagrant; \
+		$(PYTHON) -m pytest -n auto --dist loadfile tests --ignore tests/vm --ignore tests/vagrant; \
 	else $(PYTHON) -m pytest $(TESTS); fi
 
 test-vm: ## real guests: QEMU machines on real taps, emulated where KVM is not to be had
