@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests import libvirt_folders
+from tests.libvirt_folders import FOLDERS, USERS
 from vagrant import boxes, inside
 from vagrant.progress import Progress
 
@@ -25,20 +27,6 @@ ENTER = (
 )
 START_SECONDS = 60.0
 FAILED = 2
-# The run's folders by the paths that they hide. The last is the last: what is mounted comes from elsewhere.
-FOLDERS = {"lib": "/var/lib", "cache": "/var/cache", "log": "/var/log", "etc": "/etc/libvirt", "run": "/run"}
-QEMU_CONF = """
-user = "root"
-group = "root"
-security_driver = "none"
-namespaces = []
-cgroup_controllers = []
-stdio_handler = "file"
-"""
-LIBVIRTD_CONF = 'auth_unix_ro = "none"\nauth_unix_rw = "none"\n'
-# Debian's libvirt looks for its own user even where another is configured; the package that makes it is not needed.
-PASSWD = "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n"
-GROUP = "libvirt-qemu:x:64055:\nkvm:x:64056:\n"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,13 +56,8 @@ def work(folder: str, results: str, driver: str, began: str, words: Sequence[str
 
 def furnish(folder: Path) -> None:
     """Hide the host's folders of state behind the run's own, but for the tree and the cache where they lie in one."""
-    for name in FOLDERS:
-        (folder / name).mkdir(exist_ok=True)
-    (folder / "etc/qemu.conf").write_text(QEMU_CONF)
-    (folder / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF)
-    for name, more in (("passwd", PASSWD), ("group", GROUP)):
-        text = Path("/etc", name).read_text()
-        (folder / name).write_text(text if "libvirt-qemu:" in text else text + more)
+    libvirt_folders.furnish(folder)
+    for name in USERS:
         _mount("--bind", folder / name, Path("/etc", name))
     for name, hidden in FOLDERS.items():
         for kept in (folder.parent, boxes.TREE):

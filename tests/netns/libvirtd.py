@@ -28,23 +28,11 @@ from uuid import UUID
 
 from tests.lab import Lab, Namespace, TapGuest
 from tests.lab.namespace import wait_until
+from tests.libvirt_folders import FOLDERS, USERS, furnish
 
 DAEMON = "/usr/sbin/libvirtd"
 EMULATOR = "/usr/bin/qemu-system-x86_64"
 START_SECONDS = 30.0
-FOLDERS = {"run": "/run", "lib": "/var/lib", "cache": "/var/cache", "log": "/var/log", "etc": "/etc/libvirt"}
-QEMU_CONF = """
-user = "root"
-group = "root"
-security_driver = "none"
-namespaces = []
-cgroup_controllers = []
-stdio_handler = "file"
-"""
-LIBVIRTD_CONF = 'auth_unix_ro = "none"\nauth_unix_rw = "none"\n'
-# Debian's libvirt resolves its own user even when another is configured; the package that makes it is not needed.
-PASSWD = "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n"
-GROUP = "libvirt-qemu:x:64055:\nkvm:x:64056:\n"
 FRAME = 1 << 17
 
 
@@ -54,12 +42,7 @@ class Libvirtd:
     def __init__(self, host: Namespace) -> None:
         self.host = host
         self.folder = Path(tempfile.mkdtemp(prefix="libvirtd-"))
-        for name in FOLDERS:
-            (self.folder / name).mkdir()
-        (self.folder / "etc/qemu.conf").write_text(QEMU_CONF)
-        (self.folder / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF)
-        for name, more in (("passwd", PASSWD), ("group", GROUP)):
-            (self.folder / name).write_text(Path("/etc", name).read_text() + more)
+        furnish(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -93,9 +76,8 @@ class Libvirtd:
 
     def start(self) -> None:
         """Start it, again after `kill`, and wait until it answers."""
-        mounts = [f"mount --bind {self.folder}/{name} {path}" for name, path in FOLDERS.items()]
-        mounts += [f"mount --bind {self.folder}/{name} /etc/{name}" for name in ("passwd", "group")]
-        mounts.sort(key=lambda line: line.endswith(" /run"))  # the last: what is mounted comes from elsewhere
+        hidden = {name: f"/etc/{name}" for name in USERS} | FOLDERS
+        mounts = [f"mount --bind {self.folder}/{name} {path}" for name, path in hidden.items()]
         script = " && ".join(["mount --make-rprivate /", *mounts, f"exec {DAEMON} -p /run/libvirtd.pid"])
         with (self.folder / "out").open("ab") as out:
             self._process = self.host.popen(["unshare", "--mount", "sh", "-c", script], stdout=out, stderr=out)
