@@ -30,6 +30,7 @@ from shim.control.shapes import PortView
 from shim.core.policy import Access, Family
 from tests.lab import Lab
 from tests.lab.namespace import wait_until
+from tests.netns import ports
 
 ROOT = Path(__file__).parents[2]
 BPFFS = Path("/sys/fs/bpf")
@@ -233,19 +234,11 @@ class Hypervisor:
 
     def port(self, tap: str) -> PortView | None:
         """The port of a tap, if it is guarded."""
-        return next((port for port in self.api.ports() if port.tap == tap), None)
+        return ports.port_of(self.api, tap)
 
     def await_port(self, tap: str, instance: UUID | None, seconds: float = 5.0) -> PortView:
         """Wait until a tap is the instance's, or nobody's."""
-
-        def found() -> bool:
-            port = self.port(tap)
-            return port is not None and port.instance == instance and port.state != "failed"
-
-        wait_until(found, f"{tap} to be {instance}'s", seconds)
-        port = self.port(tap)
-        assert port is not None
-        return port
+        return ports.await_port(self.api, tap, instance, seconds)
 
     @contextlib.contextmanager
     def stopped(self, pid: int) -> Iterator[None]:

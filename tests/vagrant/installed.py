@@ -14,6 +14,7 @@ from shim.control.live_client import LiveClient
 from shim.control.shapes import PortView
 from tests.lab import Namespace, TapGuest, VethGuest
 from tests.lab.namespace import Netlink, wait_until
+from tests.netns import ports
 from tests.netns.talk import outcome
 
 UNIT = "metashim.service"
@@ -142,20 +143,9 @@ class Installed:
         self.api.attach(tap, instance)
         return self.await_port(tap, instance)
 
-    def port(self, tap: str) -> PortView | None:
-        return next((port for port in self.api.ports() if port.tap == tap), None)
-
     def await_port(self, tap: str, instance: UUID | None) -> PortView:
         """Wait until a tap is the instance's, or nobody's."""
-
-        def found() -> bool:
-            port = self.port(tap)
-            return port is not None and port.instance == instance and port.state != "failed"
-
-        wait_until(found, f"{tap} to be {instance}'s", SECONDS)
-        port = self.port(tap)
-        assert port is not None
-        return port
+        return ports.await_port(self.api, tap, instance, SECONDS)
 
 
 def await_served(guest: VethGuest, instance: UUID) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab
-from tests.netns.conftest import PLENTY
+from tests.netns.conftest import PLENTY, shared
 from tests.netns.hypervisor import Hypervisor
 from tests.vm import accel
 
 HERE = Path(__file__).parent
 LONGEST_TEST = 400.0  # seconds
+
+__all__ = ["shared"]  # a fixture, of the datapath that this tier's own `datapath` says
 
 
 def pytest_report_header() -> str:
@@ -38,14 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module", params=["ebpf", "nft"])
 def datapath(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def shared(datapath: str) -> Iterator[Hypervisor]:
-    """One that runs, for all tests of a module: they use taps and instances of their own."""
-    with Lab() as lab, Hypervisor(lab, PLENTY, datapath=datapath) as site:
-        site.start()
-        yield site
 
 
 @pytest.fixture
