@@ -131,7 +131,7 @@ class Kernel:
         """Lets go of another namespace, which has no port any more. `unguarded`: its taps are nobody's business from
         now on; else the leak guard stays, for whoever is in there still. Raises KernelError."""
         joined = self._joined.pop(netns, None)
-        for part in (_guard_in(netns), f"namespace {netns}"):
+        for part in (_guard_in(netns), _joining(netns)):
             self._faults.pop(part, None)
         if joined is None:
             return
@@ -174,7 +174,7 @@ class Kernel:
 
     async def _join_again(self, inside: Inside) -> None:
         """One that cannot be joined, as it may go just now, keeps nobody else from what is to be made again."""
-        part = f"namespace {inside.netns}"
+        part = _joining(inside.netns)
         try:
             await self.join(inside)
             self._faults.pop(part, None)
@@ -217,6 +217,10 @@ class Kernel:
 
 def _guard_in(netns: str) -> str:
     return f"leak guard in {netns}" if netns else "leak guard"
+
+
+def _joining(netns: str) -> str:
+    return f"namespace {netns}"
 
 
 def is_ours(config: Config, inside: Inside) -> bool:

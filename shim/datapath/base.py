@@ -63,7 +63,7 @@ class Tables(Protocol):
         """Base chain → the device that it is on; a chain whose device has gone may be missing or not."""
 
     def device_of(self, chain: str) -> str | None:
-        """The device that a base chain is on; None when there is no such chain."""
+        """The device that a base chain is on; None when there is no such chain, empty when it is on none."""
 
     def rules(self) -> int:
         """How many rules the table has; 0 without a table."""

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 
 from shim.core.table import Element, Hook, Piece
@@ -120,18 +120,15 @@ class Nftables:
             bodies = self._socket.dump(_GETCHAIN, b"")
         found = {}
         for chain in map(rtnl.attributes, bodies):
-            place = rtnl.attributes(chain.get(_CHAIN_HOOK, b""))
-            if rtnl.text(chain[_TABLE]) == self._table and _HOOK_DEVICE in place:
-                found[rtnl.text(chain[_CHAIN_NAME])] = rtnl.text(place[_HOOK_DEVICE])
+            device = _device(chain)
+            if rtnl.text(chain[_TABLE]) == self._table and device is not None:
+                found[rtnl.text(chain[_CHAIN_NAME])] = device
         return found
 
     def device_of(self, chain: str) -> str | None:
         with kernel_errors(f"cannot read the chain {chain} of {self._table}"):
             body = self._socket.ask(_GETCHAIN, nfnl.text(_TABLE, self._table) + nfnl.text(_CHAIN_NAME, chain))
-        if body is None:
-            return None
-        place = rtnl.attributes(rtnl.attributes(body).get(_CHAIN_HOOK, b""))
-        return rtnl.text(place.get(_HOOK_DEVICE, b""))
+        return None if body is None else _device(rtnl.attributes(body)) or ""
 
     def rules(self) -> int:
         with kernel_errors(f"cannot list the rules of {self._table}"):
@@ -169,6 +166,12 @@ class Nftables:
     def close(self) -> None:
         """Lets go of the socket."""
         self._socket.close()
+
+
+def _device(chain: Mapping[int, bytes]) -> str | None:
+    """The device that a chain is on; None for one that is on none."""
+    raw = rtnl.attributes(chain.get(_CHAIN_HOOK, b"")).get(_HOOK_DEVICE)
+    return None if raw is None else rtnl.text(raw)
 
 
 def _element(element: Element) -> bytes:
