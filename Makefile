@@ -63,7 +63,7 @@ lint: ## ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
 
-clean: ## remove what these commands made in the tree, both virtual environments included
+clean: ## remove what these commands made in the tree, both virtual environments included, and the clients kept outside of it
 	@rm -rf .venv .venv-nova .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info bench/result.json \
 		"$${METASHIM_CACHE:-/var/cache/metashim}"/clients-*
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
