@@ -160,8 +160,7 @@ class Worker:
             logger.exception("a request cannot be explained")
             words = f"the worker failed at this ({type(error).__name__}): see its log"
             found = feed.Explained(message.number, Course((), Prospect("unknown", words)))
-        if self._feed is not None:
-            self._feed.write(feed.encode(found))
+        self._say(found)
 
     def _forget(self, owners: frozenset[tuple[int, int]]) -> None:
         """These owners of slots are gone."""
@@ -230,8 +229,8 @@ class Worker:
         self._feed = writer
         self._dismissals += 1
         try:
-            writer.write(feed.encode(feed.Hello(os.getpid(), feed.PROTOCOL)))
-            self._asks.connected(writer.write)
+            self._say(feed.Hello(os.getpid(), feed.PROTOCOL))
+            self._asks.connected(self._write)
             report = asyncio.ensure_future(self._report(writer))
             try:
                 while line := await reader.readline():
@@ -239,7 +238,7 @@ class Worker:
                     message = feed.read_from_agent(line)
                     self.take(message)
                     if not isinstance(message, feed.Finish | feed.Told | feed.Explain):
-                        writer.write(feed.encode(feed.Done(message.number)))
+                        self._say(feed.Done(message.number))
             finally:
                 report.cancel()
         finally:
@@ -261,12 +260,21 @@ class Worker:
         with contextlib.suppress(OSError):
             watches = len(self._embedded.watches)
             load = feed.Load(self.server.connections, stats.requests, stats.accepted, turned_away, watches)
-            writer.write(feed.encode(load))
+            self._say(load)
             for message in self._tally.changed():
-                writer.write(feed.encode(message))
+                self._say(message)
                 await writer.drain()
-            writer.write(feed.encode(self._health()))
+            self._say(self._health())
             await writer.drain()
+
+    def _say(self, message: feed.ToAgent) -> None:
+        self._write(feed.encode(message))
+
+    def _write(self, line: bytes) -> None:
+        """To the agent, if it listens. It may be gone and `_converse` not know yet: uvloop's transports, which closed
+        by themselves then, raise for a write. What was asked and not told is unavailable as soon as it knows."""
+        if self._feed is not None and not self._feed.is_closing():
+            self._feed.write(line)
 
     def _health(self) -> feed.Backends:
         return feed.Backends(

@@ -354,7 +354,7 @@ def test_a_worker_answers_whatever_happens(tmp_path: Path, caplog: pytest.LogCap
 
     async def whole() -> None:
         worker = Worker(replace_task(TASK, store=str(tmp_path / "m.db")), Backends(TASK.forward, TASK.nova, TASK.http))
-        worker._feed = SimpleNamespace(write=said.append)  # type: ignore[assignment]
+        worker._feed = SimpleNamespace(write=said.append, is_closing=lambda: False)  # type: ignore[assignment]
         entry = feed.Entry(1, 1, A, "open", "open")
         worker.take(feed.Put(1, entry))
         worker.take(feed.Explain(2, entry, Question("/latest/meta-data/instance-id")))
