@@ -1,4 +1,4 @@
-"""The programs, loaded once for all tests here, and as at the start for each."""
+"""The programs, loaded once for all tests here, on this kernel and on an older one; as at the start for each."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bpf.loaded import Loaded, loaded
+from tests.bpf.loaded import RULES, Loaded, loaded, of_older_kernels
 
 
-@pytest.fixture(scope="session")
-def programs() -> Iterator[Loaded]:
-    with loaded("bpf") as made:
+@pytest.fixture(scope="session", params=["as here", "before 6.13"])
+def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    rules = RULES if request.param == "as here" else of_older_kernels(tmp_path_factory.mktemp("older"))
+    with loaded("bpf", rules) as made:
         yield made
 
 

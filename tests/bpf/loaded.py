@@ -63,14 +63,14 @@ class Run:
 
 
 class Loaded:
-    """Both programs and their maps."""
+    """Both programs and their maps. `rules`: what they are compiled of."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rules: Path = RULES) -> None:
         self.shapes = abi.maps(4, FLOWS)
         self.maps = {shape.name: bpf.Map.create(shape) for shape in self.shapes}
         for name, made in self.maps.items():
             bpf.pin(made.fd, folder / name)
-        asyncio.run(compile.run(RULES, folder, sys.executable))
+        asyncio.run(compile.run(rules, folder, sys.executable))
         self._from = bpf.open_pin(folder / "from_instance-new")
         self._to = bpf.open_pin(folder / "to_instance-new")
         self._rings = bpf.Rings(self.maps["events"], self.maps["traces"])
@@ -141,6 +141,26 @@ class Loaded:
         os.close(self._to)
 
 
+# Linux 6.13 folds it to 16 ("bpf: bpf_csum_diff: Optimize and homogenize for all archs").
+_SUMS_OF_32_BITS = """
+static __always_inline int sum_of_32_bits(void *from, u32 from_size, void *to, u32 to_size, u32 seed) {
+    s64 sum = bpf_csum_diff(from, from_size, to, to_size, seed);
+    return sum < 0 ? sum : (int)((u32)sum + 0xffffu * 0x8001u);
+}
+#define bpf_csum_diff sum_of_32_bits
+"""
+
+
+def of_older_kernels(folder: Path) -> Path:
+    """The rules, in a folder, on a kernel before 6.13: there `bpf_csum_diff` gives a sum of 32 bits. Here it gives one
+    that is congruent to the folded one, its first bit set, as half of theirs have it."""
+    rules = shutil.copytree(RULES, folder / "rules")
+    file = rules / "lib/checksum.h"
+    head, include, rest = file.read_text().partition('#include "frame.h"\n')
+    file.write_text(head + include + _SUMS_OF_32_BITS + rest)
+    return rules
+
+
 @contextlib.contextmanager
 def pins(name: str) -> Iterator[Path]:
     """A folder of this process's own in bpffs, which is mounted if it is not there; gone afterwards."""
@@ -156,10 +176,10 @@ def pins(name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def loaded(name: str) -> Iterator[Loaded]:
+def loaded(name: str, rules: Path = RULES) -> Iterator[Loaded]:
     """The programs, with pins of their own."""
     with pins(name) as folder:
-        made = Loaded(folder)
+        made = Loaded(folder, rules)
         try:
             yield made
         finally:

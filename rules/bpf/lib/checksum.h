@@ -2,6 +2,16 @@
 #pragma once
 #include "frame.h"
 
+/* What takes `removed` from a sum and adds `added`, of `size` bytes each, a multiple of 4; 0 for none. It cannot fail
+ * of the sizes here: before Linux 6.13 it is a sum of 32 bits, whose first one bcc's int takes for a sign. */
+static __always_inline u32 difference(void *removed, void *added, u32 size, u32 seed) {
+    return (u32)bpf_csum_diff(removed, removed ? size : 0, added, size, seed);
+}
+
+static __always_inline u64 sum_of(void *data, u32 size, u32 seed) {
+    return difference(0, data, size, seed);
+}
+
 static __always_inline u16 fold(u64 sum) {
     sum = (sum & 0xffffffff) + (sum >> 32);
     sum = (sum & 0xffff) + (sum >> 16);

@@ -1,5 +1,6 @@
 /* Echo requests (RFC 792, RFC 4443) are answered where they stand, so that `ping` helps to find faults. */
 #pragma once
+#include "checksum.h"
 #include "ip.h"
 
 static __always_inline int judge_echo(struct __sk_buff *skb, struct packet *p) {
@@ -19,7 +20,7 @@ static __always_inline int answer_echo4(struct __sk_buff *skb, struct frame *f, 
     ip.destination = swap;
     ip.ttl = hop_limit;
     ip.checksum = 0;
-    ip.checksum = (u16)~fold((u64)bpf_csum_diff(0, 0, (void *)&ip, sizeof(ip), 0));
+    ip.checksum = (u16)~fold(sum_of(&ip, sizeof(ip), 0));
     u32 l4 = f->l3 + sizeof(ip);
     if (bpf_skb_store_bytes(skb, f->l3, &ip, sizeof(ip), 0) || bpf_l4_csum_replace(skb, l4 + 2, old, fresh, 2) ||
         bpf_skb_store_bytes(skb, l4, &fresh, 1, 0))

@@ -98,9 +98,9 @@ static __always_inline int answer_nd(struct __sk_buff *skb, struct frame *f) {
     answer.option = 2; /* target link-layer address */
     answer.option_words = 1;
     set_mac(answer.mac, SERVICE_MAC);
-    u64 pseudo = (u64)bpf_csum_diff(0, 0, (void *)ip.source, 32, BE32(sizeof(answer)));
+    u64 pseudo = sum_of(ip.source, 32, BE32(sizeof(answer)));
     pseudo += BE32(P_ICMP6);
-    u64 rest = (u64)bpf_csum_diff(0, 0, (void *)&answer, sizeof(answer), 0);
+    u64 rest = sum_of(&answer, sizeof(answer), 0);
     u32 l4 = f->l3 + sizeof(ip);
     if (bpf_skb_change_tail(skb, l4 + sizeof(answer), 0) || bpf_skb_store_bytes(skb, 0, &macs, sizeof(macs), 0) ||
         bpf_skb_store_bytes(skb, f->l3, &ip, sizeof(ip), 0) ||

@@ -26,7 +26,7 @@ static __always_inline int store_ip4(struct __sk_buff *skb, struct frame *f, str
                      .protocol = P_TCP,
                      .source = p->destination[0],
                      .destination = p->source[0]};
-    ip.checksum = (u16)~fold((u64)bpf_csum_diff(0, 0, (void *)&ip, sizeof(ip), 0));
+    ip.checksum = (u16)~fold(sum_of(&ip, sizeof(ip), 0));
     return bpf_skb_store_bytes(skb, f->l3, &ip, sizeof(ip), 0);
 }
 
@@ -47,8 +47,8 @@ static __always_inline int answer_reset(struct __sk_buff *skb, struct frame *f, 
     if (asked->flags & TCP_RST)
         return -KERNEL_FAILED;
     write_reset(&reset, asked, p->length - (asked->offset >> 4) * 4);
-    u64 pseudo = (u64)bpf_csum_diff(0, 0, (void *)p->source, 32, BE32(sizeof(reset))) + BE32(P_TCP);
-    u64 rest = (u64)bpf_csum_diff(0, 0, (void *)&reset, sizeof(reset), 0);
+    u64 pseudo = sum_of(p->source, 32, BE32(sizeof(reset))) + BE32(P_TCP);
+    u64 rest = sum_of(&reset, sizeof(reset), 0);
     if (bpf_skb_change_tail(skb, p->l4 + sizeof(reset), 0) || turn_macs(skb))
         return -KERNEL_FAILED;
     int error = p->family == 4 ? store_ip4(skb, f, p, hop_limit) : store_ip6(skb, f, p, hop_limit);

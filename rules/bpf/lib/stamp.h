@@ -1,5 +1,6 @@
 /* The guest's address out, the slot's in (from_instance); and back (to_instance). */
 #pragma once
+#include "checksum.h"
 #include "tcp.h"
 
 #define TCP_CHECKSUM offsetof(struct tcp, checksum)
@@ -15,8 +16,7 @@ static __always_inline int replace4(struct __sk_buff *skb, u32 l3, u32 field, u3
 
 static __always_inline int replace6(struct __sk_buff *skb, u32 l3, u32 field, u32 *from, u32 *to) {
     u32 l4 = l3 + sizeof(struct ip6);
-    /* Of these sizes it cannot fail. Before Linux 6.13 it is a sum of 32 bits, whose first one is no sign. */
-    u32 change = (u32)bpf_csum_diff((void *)from, 16, (void *)to, 16, 0);
+    u32 change = difference(from, to, 16, 0);
     if (bpf_l4_csum_replace(skb, l4 + TCP_CHECKSUM, 0, change, BPF_F_PSEUDO_HDR) ||
         bpf_skb_store_bytes(skb, l3 + field, to, 16, 0))
         return -KERNEL_FAILED;
