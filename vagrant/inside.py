@@ -63,6 +63,10 @@ class Machines:
         argv = ["rsync", "--dirs", "--relative", "--perms", "--links", "--rsync-path", "sudo rsync", "-e", ssh]
         subprocess.run([*argv, *files, f"{machine.name}:/"], check=True)
 
+    def own_tests(self, machine: Machine, only: Sequence[str]) -> int:
+        """Those of one host, or only these."""
+        return self.tests(machine, machine.name, only or ["--nested"] * machine.nested)
+
     def tests(self, machine: Machine, name: str, words: Sequence[str] = ()) -> int:
         """Run those inside, and fetch their report as `name`.xml; pytest's exit status."""
         self.say(f"{machine.name}: tests ({name})")
@@ -116,7 +120,7 @@ def run(folder: Path, results: Path, driver: str, say: Say, words: Sequence[str]
         machines.up()
         with ThreadPoolExecutor() as pool:
             list(pool.map(machines.supply, MACHINES))
-            statuses = list(pool.map(lambda one: machines.tests(one, one.name, only), MACHINES))
+            statuses = list(pool.map(machines.own_tests, MACHINES, [only] * len(MACHINES)))
         if not only:
             statuses.append(both(machines))
     finally:

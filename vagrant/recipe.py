@@ -30,14 +30,16 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One that vagrant/Vagrantfile has; `address` is on the network between them."""
+    """One that vagrant/Vagrantfile has; `address` is on the network between them; `nested`: it has a guest of its own,
+    which on an emulated processor takes as long as all else there."""
 
     name: str
     address: str
     distribution: Distribution
+    nested: bool = False
 
 
-HYPERVISOR = Machine("hypervisor", "192.168.57.10", Distribution("bookworm", "3.11"))
+HYPERVISOR = Machine("hypervisor", "192.168.57.10", Distribution("bookworm", "3.11"), nested=True)
 OTHER = Machine("other", "192.168.57.11", Distribution("trixie", "3.13"))
 MACHINES = (HYPERVISOR, OTHER)
 BOTH = "both"

@@ -21,7 +21,7 @@ from tests.lab import VethGuest, Wire, service_frames
 from tests.lab.wire import ETH_P_8021Q
 from tests.netns.say import get
 from tests.netns.talk import ALL, outcome
-from tests.vagrant.installed import BRIDGE, SECONDS, Host, Installed
+from tests.vagrant.installed import BRIDGE, SECONDS, Host, Installed, await_served
 from tests.vagrant.raw import Speaker
 
 PORT = 7031
@@ -111,6 +111,7 @@ class Hands:
         self.site.api.set_policy(whose, Access.OPEN, list(Family), exported["hop_limit"])
         self.site.api.set_closed(whose, close=exported["closed"])
         self.site.enrol(self._guests[name].tap, whose, exported["document"])
+        await_served(self._guests[name], whose)  # its kernel may have given up the service's address for a moment
 
     def let_go(self, name: str) -> None:
         """The instance is here no more, though its tap still is."""

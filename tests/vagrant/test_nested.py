@@ -9,7 +9,7 @@ from tests.vm.machine import Nic, Tap
 from tests.vm.tiny import Tiny
 
 NESTED = uuid_of(34)
-NESTED_SECONDS = 400.0
+NESTED_SECONDS = 600.0
 """An emulated machine within an emulated one takes its time: 77 s at best until it has its metadata."""
 
 SCRIPT = """
