@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Dot1Q, Ether
@@ -211,10 +213,12 @@ class TestEvents:
         ]
 
     def test_are_bounded_while_counters_are_exact(self, kernel):
+        """Ten at once, and one a second."""
         kernel.reset(settings=settings(event_rate=1))
+        began = time.monotonic()
         for _ in range(100):
             kernel.from_instance(segment(4, dport=22))
-        assert len(kernel.events()) == 10
+        assert 10 <= len(kernel.events()) <= 11 + int(time.monotonic() - began)
         assert kernel.counters() == {Verdict.WRONG_PORT: 100}
 
     def test_may_be_switched_off(self, kernel):
