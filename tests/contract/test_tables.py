@@ -4,6 +4,7 @@ that are renamed or come back; and what on nftables takes the place of a limit o
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.root
 
 BYSTANDER = bytes(FRAMES["tcp4"])
 CLOSED = Policy(Access.DROP, Access.DROP)
+KNOWN_BY_NAMES = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 16)
 FORGOTTEN = nft_rules.OPENING_SECONDS + 1.5
 
 
@@ -179,7 +181,8 @@ def test_a_renamed_tap_is_guarded_under_its_new_name(bench):
 
 
 def test_a_tap_that_comes_back_while_nobody_runs_is_nobodys(bench):
-    """Its name is the former's, and where chains are known by names it is guarded at once; but never as the former."""
+    """Its name is the former's, and where chains are known by names (Linux 6.16) it is guarded at once; else by the leak
+    guard alone, which is not here. But never as the former."""
     bench.enrol("a")
     bench.passes_to_gateway("a", segment(4))
     rig = bench.rig
@@ -190,7 +193,8 @@ def test_a_tap_that_comes_back_while_nobody_runs_is_nobodys(bench):
     rig.reply(reply("a", 4, "PA", b"the former's"))
     assert rig.gateway() == []
     assert rig.guest("a") == []
-    assert rig.leaks() == []
+    if KNOWN_BY_NAMES:
+        assert rig.leaks() == []
 
 
 class TestConnections:
