@@ -181,8 +181,8 @@ def test_a_renamed_tap_is_guarded_under_its_new_name(bench):
 
 
 def test_a_tap_that_comes_back_while_nobody_runs_is_nobodys(bench):
-    """Its name is the former's, and where chains are known by names (Linux 6.16) it is guarded at once; else by the leak
-    guard alone, which is not here. But never as the former."""
+    """Its name is the former's, and where chains are known by names (Linux 6.16) it is guarded at once; else by the
+    leak guard alone, which is not here. But never as the former."""
     bench.enrol("a")
     bench.passes_to_gateway("a", segment(4))
     rig = bench.rig
