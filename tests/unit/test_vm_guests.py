@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import image
+from tests.vm import debian, image
 from tests.vm.initramfs import archive, device, file, folder, link
 from tests.vm.machine import Hardware, Nic, worded
 from tests.vm.tiny import Output, output_of
@@ -47,6 +47,26 @@ def test_modules_may_be_packed(tmp_path):
     packed.write_bytes(lzma.compress(b"\0depends=ring\0"))
     found = image.in_order(["net"], {"ring": plain, "net": packed})
     assert found == {"ring": plain.read_bytes(), "net": b"\0depends=ring\0"}
+
+
+def test_both_kinds_of_guests_have_a_busybox_and_their_modules_in_order(tmp_path, monkeypatch):
+    """Made as on a machine whose cache is empty, of a kernel and a busybox that stand in for Debian's."""
+    box = tmp_path / "busybox"
+    box.write_text("#!/bin/sh\nprintf 'busybox\\nsh\\nwget\\n'\n")
+    box.chmod(0o755)
+    for name in {*image.MODULES, *debian.MODULES, "virtio"}:
+        module(tmp_path / f"{name}.ko", "virtio" if name.startswith("virtio_") else "")
+    monkeypatch.setenv("METASHIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(image, "kernel_modules", lambda: tmp_path)
+    monkeypatch.setattr(image, "busybox", lambda: box)
+    for made, wanted in ((image.initrd, image.MODULES), (debian.initrd, debian.MODULES)):
+        kind = tmp_path / made.__module__
+        kind.mkdir()
+        subprocess.run(["busybox", "cpio", "-i"], input=made.__wrapped__().read_bytes(), cwd=kind, check=True)
+        assert (kind / "init").stat().st_mode & 0o777 == 0o755
+        assert (kind / "bin/wget").resolve() == kind / "bin/busybox"
+        loaded = [one.name[3:-3] for one in sorted((kind / "lib/modules").iterdir())]
+        assert loaded[0] == "virtio" and set(loaded) == {"virtio", *wanted}
 
 
 def test_the_package_behind_a_kernel_that_only_names_another():

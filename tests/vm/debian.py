@@ -56,16 +56,12 @@ def copied(path: Path) -> Path:
 def initrd() -> Path:
     """An initramfs that mounts the disk: busybox, and the modules for that."""
     linux, box, init = image.kernel_modules(), image.busybox(), RECIPE / "init"
-    recipe = f"1 {linux} {box} {MODULES} {init.read_text()}"
-    return cache.made("debian-initrd", recipe, lambda path: _write_initrd(path, linux, box, init), needs_mib=50)
+    recipe = f"2 {linux} {box} {MODULES} {init.read_text()}"
 
+    def build(path: Path) -> None:
+        path.write_bytes(archive(image.contents(linux, box, init, MODULES, FOLDERS)))
 
-def _write_initrd(path: Path, linux: Path, box: Path, init: Path) -> None:
-    modules = image.in_order(MODULES, {one.stem: one for one in linux.rglob("*.ko")})
-    applets = subprocess.run([box, "--list"], capture_output=True, text=True, check=True).stdout.split()
-    entries = image.contents(init.read_bytes(), box.read_bytes(), applets, modules)
-    known = {entry.path for entry in entries}
-    path.write_bytes(archive([*(folder(one) for one in FOLDERS if one not in known), *entries]))
+    return cache.made("debian-initrd", recipe, build, needs_mib=50)
 
 
 def laid(prepared: Mapping[str, str]) -> list[Entry]:

@@ -46,24 +46,26 @@ def initrd() -> Path:
     """The tiny guest's initramfs: busybox, the modules that it needs, and `init`."""
     linux, box = kernel_modules(), busybox()
     recipe = f"4 {linux} {box} {MODULES} {INIT.read_text()} {WORDS.read_text()}"
-    return cache.made("tiny", recipe, lambda path: _write_initrd(path, linux, box), needs_mib=50)
+
+    def build(path: Path) -> None:
+        words = file("lib/guest", WORDS.read_bytes())
+        path.write_bytes(archive([*contents(linux, box, INIT, MODULES, FOLDERS), words]))
+
+    return cache.made("tiny", recipe, build, needs_mib=50)
 
 
-def _write_initrd(path: Path, linux: Path, box: Path) -> None:
-    modules = in_order(MODULES, {one.name.partition(".ko")[0]: one for one in linux.rglob("*.ko*")})
+def contents(linux: Path, box: Path, init: Path, modules: Iterable[str], folders: Iterable[str]) -> list[Entry]:
+    """What is in an initramfs with a busybox and some modules of the folder `linux`, numbered in the order to load them
+    in."""
     applets = subprocess.run([box, "--list"], capture_output=True, text=True, check=True).stdout.split()
-    path.write_bytes(archive(contents(box.read_bytes(), applets, modules)))
-
-
-def contents(box: bytes, applets: Iterable[str], modules: Mapping[str, bytes]) -> list[Entry]:
-    """What is in it. Modules are in the order to load them in, which is that of their files' names then."""
+    there = {one.name.partition(".ko")[0]: one for one in linux.rglob("*.ko*")}
+    loaded = enumerate(in_order(modules, there).items())
     return [
-        *map(folder, FOLDERS),
-        file("init", INIT.read_bytes(), 0o755),
-        file("lib/guest", WORDS.read_bytes()),
-        file("bin/busybox", box, 0o755),
+        *map(folder, folders),
+        file("init", init.read_bytes(), 0o755),
+        file("bin/busybox", box.read_bytes(), 0o755),
         *(link(f"bin/{applet}", "busybox") for applet in applets if applet != "busybox"),
-        *(file(f"lib/modules/{place:02}-{name}.ko", data) for place, (name, data) in enumerate(modules.items())),
+        *(file(f"lib/modules/{place:02}-{name}.ko", data) for place, (name, data) in loaded),
     ]
 
 
