@@ -120,7 +120,7 @@ def run(folder: Path, results: Path, driver: str, say: Say, words: Sequence[str]
         machines.up()
         with ThreadPoolExecutor() as pool:
             list(pool.map(machines.supply, MACHINES))
-            statuses = list(pool.map(machines.own_tests, MACHINES, [only] * len(MACHINES)))
+            statuses = list(pool.map(lambda one: machines.own_tests(one, only), MACHINES))
         if not only:
             statuses.append(both(machines))
     finally:
