@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import getpass
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,12 +18,19 @@ import pytest
 from tests.lab import Lab
 
 KERNEL_TIERS = {"bpf", "netns", "clients", "vm"}
+HOME = pytest.StashKey[Path]()
 RUN_NETNS, BPFFS = Path("/run/netns"), Path("/sys/fs/bpf")
 
 
-def pytest_configure() -> None:
-    """A runner in the background may ignore SIGINT, and what it starts would inherit that: the tests send some."""
+def pytest_configure(config: pytest.Config) -> None:
+    """A runner in the background may ignore SIGINT, and what it starts would inherit that: the tests send some. What
+    programs keep in the user's home, they keep in a folder of the run's own."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput"):  # those that run tests side by side inherit it
+        config.stash[HOME] = Path(tempfile.mkdtemp(prefix="home-"))
+        os.environ["HOME"] = str(config.stash[HOME])
+        for name in [name for name in os.environ if name.startswith("XDG_")]:
+            del os.environ[name]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,6 +49,19 @@ def lab() -> Iterator[Lab]:
     """A hypervisor's network of the test's own, removed with all that is in it."""
     with Lab() as lab:
         yield lab
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What a test leaves in the environment is left to all that come after it in that process."""
+    found = _environment()
+    yield
+    left = _environment()
+    assert left == found
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,7 +95,9 @@ def _restore_netns() -> None:
         RUN_NETNS.rmdir()
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     """pytest removes what is in its folder when all went well, but not the folder."""
+    if HOME in config.stash:
+        shutil.rmtree(config.stash[HOME], ignore_errors=True)
     with contextlib.suppress(OSError):
         Path(tempfile.gettempdir(), f"pytest-of-{getpass.getuser()}").rmdir()

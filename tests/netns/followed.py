@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -12,6 +11,7 @@ from uuid import UUID
 
 from shim.core.link import Link
 from shim.identity.child import Child
+from tests.lab.proc import children, command_line
 from tests.netns.hypervisor import uuid_of
 
 MODULE = "shim.identity.ovs"
@@ -57,14 +57,13 @@ class Source:
 
     @property
     def pid(self) -> int:
-        (pid,) = children()
+        (pid,) = followers()
         return pid
 
 
-def children() -> list[int]:
-    """The children of this process that follow Open vSwitch."""
-    pids = map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
-    return [pid for pid in pids if MODULE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+def followers(of: int | None = None) -> list[int]:
+    """The children of a process, or of this one, that follow Open vSwitch."""
+    return [pid for pid in children(of) if MODULE.encode() in command_line(pid)]
 
 
 def memory(pid: int | str) -> int:
@@ -82,7 +81,7 @@ async def following(remote: str) -> AsyncIterator[Source]:
     finally:
         task.cancel()
         await asyncio.wait({task})
-        assert children() == []
+        assert followers() == []
 
 
 def run(steps: Coroutine[None, None, None]) -> None:

@@ -28,6 +28,7 @@ from uuid import UUID
 
 from tests.lab import Lab, Namespace, TapGuest
 from tests.lab.namespace import wait_until
+from tests.lab.proc import command_line
 from tests.libvirt_folders import FOLDERS, USERS, furnish
 
 DAEMON = "/usr/sbin/libvirtd"
@@ -131,12 +132,7 @@ class Libvirtd:
 
     def emulators(self) -> list[int]:
         """The processes of its domains."""
-        found = []
-        for pid in self.host.pids():
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(EMULATOR.encode()):
-                    found.append(pid)
-        return found
+        return [pid for pid in self.host.pids() if command_line(pid).startswith(EMULATOR.encode())]
 
     def end_all(self) -> None:
         """The end of all domains."""

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from tests.backends.visit import Visit
 from tests.backends.wiring import forward_to
 from tests.lab import Lab, TapGuest
 from tests.lab.namespace import wait_until
+from tests.lab.proc import command_line
 from tests.netns.conftest import PLENTY, on_both
 from tests.netns.hypervisor import Hypervisor, uuid_of
 from tests.netns.libvirtd import DAEMON, EMULATOR, Libvirtd, behind, interface, nova
@@ -35,11 +35,8 @@ class Site(Hypervisor):
 
 
 def _is_ours(pid: int) -> bool:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return not words.startswith((DAEMON.encode(), EMULATOR.encode()))
+    words = command_line(pid)
+    return bool(words) and not words.startswith((DAEMON.encode(), EMULATOR.encode()))
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +14,7 @@ from shim.core.policy import Access
 from tests.lab import Lab, VethGuest
 from tests.lab.namespace import wait_until
 from tests.netns.conftest import PLENTY, on_both
-from tests.netns.followed import MODULE, ids
+from tests.netns.followed import followers, ids
 from tests.netns.hypervisor import Hypervisor, uuid_of
 from tests.netns.ovsdb_server import OvsdbServer
 from tests.netns.talk import V6, Ended, Talk, await_outcome, outcome
@@ -80,10 +78,7 @@ def complaint(site: Hypervisor) -> str:
 def child_of(site: Hypervisor) -> int:
     """The process that follows the database, or 0."""
     assert site.agent is not None
-    pids = Path(f"/proc/{site.agent.pid}/task/{site.agent.pid}/children").read_text().split()
-    with contextlib.suppress(FileNotFoundError):
-        return next((int(p) for p in pids if MODULE.encode() in Path(f"/proc/{p}/cmdline").read_bytes()), 0)
-    return 0
+    return next(iter(followers(site.agent.pid)), 0)
 
 
 @on_both

@@ -16,7 +16,7 @@ import pytest
 
 from shim.core.link import Link
 from shim.identity import child
-from tests.netns.followed import Source, children, following, ids, memory, quietly, run, tap
+from tests.netns.followed import Source, followers, following, ids, memory, quietly, run, tap
 from tests.netns.hypervisor import uuid_of
 from tests.netns.ovsdb_server import BRIDGE, OvsdbServer
 
@@ -284,10 +284,10 @@ def test_killed_under_changes(ovsdb, monkeypatch):
             task = asyncio.create_task(_watch_steady(source, wrong))
             killed: set[int] = set()
             for number in range(20):
-                await source.until(lambda: set(children()) - killed, "another child")
+                await source.until(lambda: set(followers()) - killed, "another child")
                 await quietly(partial(ovsdb.say, tap(5), vm_uuid=str(uuid_of(1000 + number))))
                 await asyncio.sleep(0.03 * (number % 10))
-                (pid,) = children()
+                (pid,) = followers()
                 killed.add(pid)
                 os.kill(pid, signal.SIGKILL)
                 await quietly(partial(ovsdb.say, tap(6), vm_uuid=str(uuid_of(2000 + number))))

@@ -20,6 +20,7 @@ from shim.datapath import abi
 from shim.errors import StoreError
 from tests.lab import Lab, VethGuest
 from tests.lab.namespace import wait_until
+from tests.lab.proc import descriptors
 from tests.netns.conftest import PLENTY
 from tests.netns.hypervisor import BPFFS, Hypervisor, uuid_of
 from tests.netns.talk import Talk, await_outcome, outcome
@@ -56,14 +57,13 @@ class TestWorkerPrivileges:
 
     def test_descriptors_are_those_it_needs(self, place):
         site, _ = place
-        folder = Path(f"/proc/{site.worker}/fd")
-        targets = [str(fd.readlink()) for fd in folder.iterdir()]
-        assert not [t for t in targets if "bpf" in t or "/dev/net" in t or t.startswith("net:")]
-        inodes = {t[8:-1] for t in targets if t.startswith("socket:")}
+        held = descriptors(site.worker)
+        assert not [t for t in held.values() if "bpf" in t or "/dev/net" in t or t.startswith("net:")]
+        inodes = {t[8:-1] for t in held.values() if t.startswith("socket:")}
         netlink = Path(f"/proc/{site.worker}/net/netlink").read_text().splitlines()
         assert not inodes & {line.split()[-1] for line in netlink}
-        store = [fd for fd in folder.iterdir() if str(site.state) in str(fd.readlink())]
-        flags = [int((folder.parent / "fdinfo" / fd.name).read_text().split()[3], 8) for fd in store]
+        notes = [Path(f"/proc/{site.worker}/fdinfo/{fd}") for fd, what in held.items() if str(site.state) in what]
+        flags = [int(note.read_text().split()[3], 8) for note in notes]
         assert not [f for f in flags if f & os.O_ACCMODE != os.O_RDONLY]
 
     def test_it_can_do_no_more_than_its_user(self, place):

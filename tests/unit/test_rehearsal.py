@@ -22,6 +22,7 @@ from shim.core.source import HOST, Kind, Reads, Scope, Source
 from shim.errors import InputError, KernelError, MetashimError
 from shim.metadata.merge import Problem
 from shim.rehearsal import Rehearsal, Rehearsed, Stage
+from tests.lab.proc import children
 
 ROOT = Path(__file__).parents[2]
 A = UUID("6f1c5a0e-8f43-4c0a-9d1e-2b7c3d4e5f60")
@@ -156,11 +157,6 @@ def test_whatever_becomes_of_the_child_is_an_error_in_words(
     assert children() == []
 
 
-def children() -> list[int]:
-    tasks = Path(f"/proc/{os.getpid()}/task")
-    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
-
-
 def test_nobody_waits_for_a_child_whose_caller_is_gone() -> None:
     async def given_up() -> None:
         bombs = [Source(HOST, name, alias_bomb(), merge="dict(no_replace)") for name in "ab"]
@@ -175,11 +171,11 @@ def test_nobody_waits_for_a_child_whose_caller_is_gone() -> None:
     assert children() == []
 
 
-def test_one_that_fails_otherwise_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_fails_otherwise_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(MetashimError, match=r"failed \(status 1\)") as failed:
         run(msgspec.structs.replace(Rehearsal("check"), only="nonsense"))  # type: ignore[arg-type]
     assert not isinstance(failed.value, InputError)
-    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(KernelError, match="no process can be started: No such file"):
         run(Rehearsal("check"))
 

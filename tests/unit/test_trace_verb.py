@@ -43,6 +43,7 @@ def packet(verdict="delivered", **fields):
 def _root_is_kept(monkeypatch):
     """The verb runs within the tests' own process here."""
     monkeypatch.setattr("shim.cli._drop", lambda uid, gid: None)
+    monkeypatch.setenv("HOME", "/root")
 
 
 @pytest.fixture
@@ -165,7 +166,6 @@ class TestRoot:
     def test_is_given_up_for_nobody(self, monkeypatch):
         dropped = []
         monkeypatch.setattr("os.geteuid", lambda: 0)
-        monkeypatch.setenv("HOME", "/root")
         Session(None, None, lambda *ids: dropped.append(ids)).give_up_root()
         assert dropped == [(65534, 65534)]
         assert os.environ["HOME"] != "/root"
@@ -175,7 +175,6 @@ class TestRoot:
         seen = []
         monkeypatch.delitem(sys.modules, "shim.control.trace_text", raising=False)
         monkeypatch.delattr("shim.control.trace_text", raising=False)
-        monkeypatch.setenv("HOME", "/root")
         monkeypatch.setattr("shim.cli._drop", lambda *ids: seen.append("shim.control.trace_text" in sys.modules))
         host.shown = [TraceView([packet()])]
         monkeypatch.setattr("os.geteuid", lambda: 0)
