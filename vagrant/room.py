@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     """FOLDER RESULTS DRIVER BEGAN [--keep] [TEST...], in the namespaces of ENTER."""
     worker = os.fork()
     if worker == 0:
-        return work(*argv[:4], argv[4:])
+        folder, results, driver, began, *words = argv
+        return work(folder, results, driver, began, words)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # the worker has it too, from the terminal
     while True:

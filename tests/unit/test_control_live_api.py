@@ -636,9 +636,9 @@ def test_audit_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     memory, asked = Memory(), []
     answered = memory.audit
 
-    async def audit(*what: Any) -> Any:
-        asked.append(what)
-        return await answered(*what[:3], 0)
+    async def audit(instance: Any, after: Any, limit: Any, wait: Any) -> Any:
+        asked.append((instance, after, limit, wait))
+        return await answered(instance, after, limit, 0)
 
     monkeypatch.setattr(memory, "audit", audit)
     good(memory, "GET", "/v1/audit?limit=99999&wait=99999&after=0")

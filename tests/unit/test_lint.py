@@ -1,4 +1,4 @@
-"""Lint and types are tests: the whole tree under ruff, the package under mypy's strict mode."""
+"""Lint and types are tests: the whole tree under ruff; the package under mypy's strict mode, the rest for its calls."""
 
 from __future__ import annotations
 
