@@ -22,10 +22,12 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from shim.check_backends import backends
 from shim.config import Config
+from shim.datapath.ebpf import source_hash
 from shim.datapath.guard_rules import uncovered
 from shim.datapath.nft import Nft
 from shim.finding import Finding
@@ -35,7 +37,8 @@ from shim.settings import SLOTS_V4, SLOTS_V6
 KERNEL_MIN = (5, 10)  # bpf_redirect_peer()
 NFT_MIN = (1, 0, 6)
 FILTER_PRIORITY, FILTER_PRIORITY_MAX = 7, 65535  # ours, on every tap; tc's last
-CHILD_SECONDS = 20
+CHILD_SECONDS = 20.0
+TRIAL_SECONDS = 300.0  # as long as the agent's own compiler has: an emulated processor takes minutes
 SPARE_FILES = 100  # beyond one a connection: listeners, the store, the feed, the journal
 
 BPF_MAP_CREATE, BPF_MAP_TYPE_ARRAY = 0, 2  # linux/bpf.h
@@ -92,11 +95,13 @@ def _spared(found: list[Finding], why: str) -> list[Finding]:
 
 
 def _ebpf(config: Config) -> Iterator[Finding]:
+    needed = [*_compiler(), *_kernel_trial(_EBPF_TRIALS)]
     if os.geteuid() == 0:
-        yield _bpf_syscall()
+        needed.insert(0, _bpf_syscall())
+    yield from needed
     yield _bpffs(config)
-    yield from _compiler()
-    yield from _kernel_trial(_EBPF_TRIALS)
+    if os.geteuid() == 0 and all(finding.level != "fail" for finding in needed):
+        yield _programs(config)
 
 
 def _nft(config: Config) -> Iterator[Finding]:
@@ -177,6 +182,20 @@ def _compiler() -> Iterator[Finding]:
         yield Finding("ok", "kernel headers for user space")
     else:
         yield Finding("fail", "no /usr/include/linux/bpf.h", "apt install linux-libc-dev")
+
+
+def _programs(config: Config) -> Finding:
+    """The very programs, for this kernel's verifier. Those in use were taken."""
+    if any(Path(config.host.bpffs, config.host.name).glob(f"v*/from_instance-{source_hash()}")):
+        return Finding("ok", "eBPF programs: in use")
+    with TemporaryDirectory(prefix="metashim-") as folder:
+        trial = [sys.executable, "-m", "shim.datapath.trial", folder]
+        status, _, errors = _run(["unshare", "--mount", "--propagation", "private", *trial], seconds=TRIAL_SECONDS)
+    if status == 0:
+        return Finding("ok", "eBPF programs: compiled, and taken by this kernel")
+    reason = errors.strip().splitlines()[-1:] or ["no answer"]
+    hint = f"all that was said: unshare --mount {sys.executable} -m shim.datapath.trial /mnt"
+    return Finding("fail", f"the eBPF programs cannot be compiled or loaded: {reason[0]}", hint)
 
 
 def _software() -> Iterator[Finding]:
@@ -323,12 +342,10 @@ def _json(command: list[str]) -> list[dict[str, Any]]:
     return [entry for entry in found if entry]
 
 
-def _run(command: list[str], given: str = "") -> tuple[int, str, str]:
+def _run(command: list[str], given: str = "", seconds: float = CHILD_SECONDS) -> tuple[int, str, str]:
     """Exit status, output and errors of a child; 127 when it cannot be started or does not end."""
     try:
-        ended = subprocess.run(
-            command, input=given, capture_output=True, text=True, timeout=CHILD_SECONDS, check=False
-        )
+        ended = subprocess.run(command, input=given, capture_output=True, text=True, timeout=seconds, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return 127, "", str(error)
     return ended.returncode, ended.stdout, ended.stderr

@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from shim.check import Finding, findings, private_mounts
 from shim.config import Config, parse
+from shim.datapath.ebpf import source_hash
 from shim.settings import Datapath, Host, Proxy
 
 ROOT = Path(__file__).parents[2]
@@ -25,16 +27,16 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespa
 
 
 def check(
-    tmp_path: Path, script: str = "", config: str = "", path: str | None = None
+    tmp_path: Path, script: str = "", config: str = "", path: str | None = None, spaces: tuple[str, ...] = ("--net",)
 ) -> tuple[int, dict[str, Finding]]:
-    """Exit status and findings (by what they say) of `check` in a fresh namespace, after a shell script there."""
+    """Exit status and findings (by what they say) of `check` in fresh namespaces, after a shell script there."""
     (tmp_path / "m.toml").write_text(config or f'[proxy]\nuser = "{USER}"\n')
     verb = [sys.executable, "-m", "shim", "--config", str(tmp_path / "m.toml"), "check", "--json"]
     line = f"set -e\nip link set lo up\n{script}\nexec {shlex.join(verb)}"
     if path is not None:
         line = line.replace("exec ", f"PATH={path} exec ")
     done = subprocess.run(
-        ["unshare", "--net", "sh", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False
+        ["unshare", *spaces, "sh", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
     found = [Finding(**one) for one in json.loads(done.stdout)["findings"]]
@@ -49,11 +51,40 @@ def matching(found: dict[str, Finding], words: str) -> list[Finding]:
 @root
 @needs_root
 def test_a_good_host_and_nothing_is_left_of_the_trial(tmp_path: Path) -> None:
-    code, found = check(tmp_path)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    code, found = check(tmp_path, f"export TMPDIR={temporary}")
     assert code == 0, [f for f in found.values() if f.level == "fail"]
-    for what in ("root", "bpf(2)", "bcc for Python", "veth pairs", "tap devices", "clsact for tc"):
+    taken = "eBPF programs: compiled, and taken by this kernel"
+    for what in ("root", "bpf(2)", "bcc for Python", "veth pairs", "tap devices", "clsact for tc", taken):
         assert found[what].level == "ok"
     assert not any(link.startswith("msck") for _, link in socket.if_nameindex())
+    assert list(temporary.iterdir()) == []
+
+
+@root
+@needs_root
+@pytest.mark.parametrize(("datapath", "level", "code"), [("ebpf", "fail", 1), ("auto", "warn", 0)])
+def test_a_verifier_that_refuses_the_programs(tmp_path: Path, datapath: str, level: str, code: int) -> None:
+    """A source that no kernel takes stands in for a kernel that does not take ours."""
+    refused = tmp_path / "refused.c"
+    refused.write_text("int from_instance(struct __sk_buff *skb) { return *(volatile int *)4096; }\n")
+    script = f"mount --bind {refused} {ROOT}/rules/bpf/from_instance.c"
+    config = f'[proxy]\nuser = "{USER}"\n[datapath]\ndatapath = "{datapath}"\n'
+    status, found = check(tmp_path, script, config, spaces=("--net", "--mount"))
+    (finding,) = matching(found, "the eBPF programs cannot be compiled or loaded: Failed to load BPF program")
+    assert (status, finding.level) == (code, level)
+    assert "-m shim.datapath.trial" in finding.hint
+
+
+@root
+@needs_root
+def test_programs_in_use_are_not_tried(tmp_path: Path) -> None:
+    pins = tmp_path / "metashim/v1-2-3"
+    pins.mkdir(parents=True)
+    (pins / f"from_instance-{source_hash()}").touch()
+    _, found = check(tmp_path, config=f'[proxy]\nuser = "{USER}"\n[host]\nbpffs = "{tmp_path}"\n')
+    assert found["eBPF programs: in use"].level == "ok"
 
 
 @root
@@ -176,6 +207,7 @@ def test_a_private_mount_namespace_is_warned_of(tmp_path: Path) -> None:
 
 
 def only(config: Config, words: str) -> Finding:
+    config = replace(config, datapath=replace(config.datapath, datapath="nft"))  # no programs are compiled
     return next(f for f in findings(config) if words in f.what)
 
 
@@ -223,7 +255,7 @@ def test_text_sums_up(capsys: pytest.CaptureFixture[str]) -> None:
 @needs_root
 @pytest.mark.parametrize("source", ["libvirt", "ovs"])
 def test_the_library_that_an_identity_source_needs(tmp_path: Path, source: str) -> None:
-    config = f'[proxy]\nuser = "{USER}"\n[identity]\nsources = ["{source}"]\n'
+    config = f'[proxy]\nuser = "{USER}"\n[identity]\nsources = ["{source}"]\n[datapath]\ndatapath = "nft"\n'
     _, found = check(tmp_path, config=config)
     assert [f.level for f in matching(found, f"identity source {source}")] == ["ok"]
     (tmp_path / f"{source}.py").write_text("raise ImportError")
