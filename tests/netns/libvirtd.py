@@ -134,6 +134,10 @@ class Libvirtd:
         """The processes of its domains."""
         return [pid for pid in self.host.pids() if command_line(pid).startswith(EMULATOR.encode())]
 
+    def domains(self) -> list[str]:
+        """Those that it takes for running: it notices an end a moment later."""
+        return self.virsh("list", "--name").stdout.split()
+
     def end_all(self) -> None:
         """The end of all domains."""
         for pid in self.emulators():

@@ -53,6 +53,7 @@ def libvirtd(ground) -> Iterator[Libvirtd]:
     if libvirtd.virsh("list", check=False).returncode:
         libvirtd.kill()
         libvirtd.start()
+    wait_until(lambda: not libvirtd.domains(), "libvirtd to see that the domains of the test before ended")
     yield libvirtd
     libvirtd.end_all()
 
