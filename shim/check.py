@@ -47,21 +47,20 @@ _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "ri
 Network = IPv4Network | IPv6Network
 
 
-def findings(config: Config) -> list[Finding]:
-    """Everything there is to say of this host, in the order in which to mend it."""
-    return [
-        *_system(),
-        *_software(),
-        *_kernel_trial(_TRIALS),
-        *_datapaths(config),
-        *_guard(config),
-        *_accounts(config),
-        *_libraries(config),
-        *backends(config),
-        *_filters(config),
-        *_rules(config),
-        *_addresses(config),
-    ]
+def findings(config: Config) -> Iterator[Finding]:
+    """Everything there is to say of this host, in the order in which to mend it; as soon as it is known, since the
+    programs take a while."""
+    yield from _system()
+    yield from _software()
+    yield from _kernel_trial(_TRIALS)
+    yield from _datapaths(config)
+    yield from _guard(config)
+    yield from _accounts(config)
+    yield from _libraries(config)
+    yield from backends(config)
+    yield from _filters(config)
+    yield from _rules(config)
+    yield from _addresses(config)
 
 
 def _system() -> Iterator[Finding]:
@@ -77,21 +76,26 @@ def _system() -> Iterator[Finding]:
         yield Finding("warn", what, "start the agent outside of `ip netns exec` and of unshare")
 
 
-def _datapaths(config: Config) -> list[Finding]:
+def _datapaths(config: Config) -> Iterator[Finding]:
     """What the configured datapath needs. `auto` can do without one of the two."""
     kind = config.datapath.datapath
-    ebpf = list(_ebpf(config)) if kind != "nft" else []
-    nft = list(_nft(config)) if kind != "ebpf" else []
     if kind != "auto":
-        return ebpf + nft
-    if all(finding.level != "fail" for finding in ebpf):
-        return ebpf + _spared(nft[: -len(Nft.lacks)], "`auto` takes eBPF here")
-    return _spared(ebpf, "`auto` takes nftables until then") + nft
+        yield from _ebpf(config) if kind == "ebpf" else _nft(config)
+        return
+    faults = 0
+    for finding in _ebpf(config):
+        faults += finding.level == "fail"
+        yield _spared(finding, "`auto` takes nftables until then")
+    nft = list(_nft(config))
+    if faults:
+        yield from nft
+    else:
+        yield from (_spared(finding, "`auto` takes eBPF here") for finding in nft[: -len(Nft.lacks)])
 
 
-def _spared(found: list[Finding], why: str) -> list[Finding]:
-    """The faults of what is not needed, as warnings."""
-    return [replace(f, level="warn", hint=f"{f.hint}; {why}") if f.level == "fail" else f for f in found]
+def _spared(finding: Finding, why: str) -> Finding:
+    """A fault of what is not needed, as a warning."""
+    return replace(finding, level="warn", hint=f"{finding.hint}; {why}") if finding.level == "fail" else finding
 
 
 def _ebpf(config: Config) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ from shim.control.arguments import (
     json_option,
     maybe_uuid,
 )
-from shim.control.output import complain, say, show
+from shim.control.output import complain, print_json, say, show
 from shim.errors import InputError, MetashimError
 
 if TYPE_CHECKING:
@@ -205,9 +205,13 @@ def check(session: Session, as_json: bool) -> int:
     """Whether this host can run metashim, and what to do if not."""
     from shim.check import findings
 
-    found = findings(session.config())
-    show(as_json, {"findings": found}, lambda text: text.findings((f.level, f.what, f.hint) for f in found))
-    return int(any(finding.level == "fail" for finding in found))
+    if as_json:
+        found = list(findings(session.config()))
+        print_json({"findings": found})
+        return int(any(finding.level == "fail" for finding in found))
+    from shim.control import text
+
+    return int(text.findings((f.level, f.what, f.hint) for f in findings(session.config())) > 0)
 
 
 @cli.command()

@@ -340,14 +340,15 @@ def _member(name: str, value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def findings(found: Iterable[tuple[str, str, str]]) -> None:
-    """What `check` found, one a line, what to do below it, and the sum."""
+def findings(found: Iterable[tuple[str, str, str]]) -> int:
+    """What `check` finds, one a line, what to do below it, and the sum. Returns how many are faults."""
     levels = []
     for level, what, hint in found:
         levels.append(level)
-        print(f"{coloured(level, _COLOURS[level])}{' ' * (4 - len(level))}  {clean(what)}")
+        print(f"{coloured(level, _COLOURS[level])}{' ' * (4 - len(level))}  {clean(what)}", flush=True)
         if hint and level != "ok":
             print(f"      {clean(hint)}")
     faults, warnings = levels.count("fail"), levels.count("warn")
     print("this host is ready" if not faults else f"{faults} to mend first", end="")
     print(f"; {warnings} to know of" if warnings else "")
+    return faults

@@ -238,7 +238,7 @@ def test_patterns_and_names_follow_the_configuration() -> None:
 def test_text_sums_up(capsys: pytest.CaptureFixture[str]) -> None:
     from shim.control import text
 
-    text.findings([("ok", "root", ""), ("warn", "a", "do b"), ("fail", "c", "do d")])
+    assert text.findings([("ok", "root", ""), ("warn", "a", "do b"), ("fail", "c", "do d")]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "ok    root",
         "warn  a",
@@ -247,7 +247,7 @@ def test_text_sums_up(capsys: pytest.CaptureFixture[str]) -> None:
         "      do d",
         "1 to mend first; 1 to know of",
     ]
-    text.findings([("ok", "root", "")])
+    assert text.findings([("ok", "root", "")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "this host is ready"
 
 
