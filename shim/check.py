@@ -27,7 +27,8 @@ from typing import Any
 
 from shim.check_backends import backends
 from shim.config import Config
-from shim.datapath.ebpf import source_hash
+from shim.datapath import compile
+from shim.datapath.ebpf import in_use
 from shim.datapath.guard_rules import uncovered
 from shim.datapath.nft import Nft
 from shim.finding import Finding
@@ -38,7 +39,6 @@ KERNEL_MIN = (5, 10)  # bpf_redirect_peer()
 NFT_MIN = (1, 0, 6)
 FILTER_PRIORITY, FILTER_PRIORITY_MAX = 7, 65535  # ours, on every tap; tc's last
 CHILD_SECONDS = 20.0
-TRIAL_SECONDS = 300.0  # as long as the agent's own compiler has: an emulated processor takes minutes
 SPARE_FILES = 100  # beyond one a connection: listeners, the store, the feed, the journal
 
 BPF_MAP_CREATE, BPF_MAP_TYPE_ARRAY = 0, 2  # linux/bpf.h
@@ -99,12 +99,11 @@ def _spared(finding: Finding, why: str) -> Finding:
 
 
 def _ebpf(config: Config) -> Iterator[Finding]:
-    needed = [*_compiler(), *_kernel_trial(_EBPF_TRIALS)]
-    if os.geteuid() == 0:
-        needed.insert(0, _bpf_syscall())
+    root = os.geteuid() == 0
+    needed = [*([_bpf_syscall()] if root else []), *_compiler(), *_kernel_trial(_EBPF_TRIALS)]
     yield from needed
     yield _bpffs(config)
-    if os.geteuid() == 0 and all(finding.level != "fail" for finding in needed):
+    if root and all(finding.level != "fail" for finding in needed):
         yield _programs(config)
 
 
@@ -190,11 +189,11 @@ def _compiler() -> Iterator[Finding]:
 
 def _programs(config: Config) -> Finding:
     """The very programs, for this kernel's verifier. Those in use were taken."""
-    if any(Path(config.host.bpffs, config.host.name).glob(f"v*/from_instance-{source_hash()}")):
+    if in_use(config.pins):
         return Finding("ok", "eBPF programs: in use")
     with TemporaryDirectory(prefix="metashim-") as folder:
         trial = [sys.executable, "-m", "shim.datapath.trial", folder]
-        status, _, errors = _run(["unshare", "--mount", "--propagation", "private", *trial], seconds=TRIAL_SECONDS)
+        status, _, errors = _run(["unshare", "--mount", "--propagation", "private", *trial], seconds=compile.SECONDS)
     if status == 0:
         return Finding("ok", "eBPF programs: compiled, and taken by this kernel")
     reason = errors.strip().splitlines()[-1:] or ["no answer"]

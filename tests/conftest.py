@@ -56,8 +56,7 @@ def environment() -> Iterator[None]:
     """What a test leaves in the environment is left to all that come after it in that process."""
     found = _environment()
     yield
-    left = _environment()
-    assert left == found
+    assert _environment() == found
 
 
 def _environment() -> dict[str, str]:

@@ -20,7 +20,8 @@ from pathlib import Path
 from shim.errors import KernelError
 
 PROGRAMS = ("from_instance", "to_instance")
-_SECONDS = 300.0
+SECONDS = 300.0
+"""For all of it: an emulated processor takes minutes."""
 _INCLUDE = re.compile(r'\s*#include "(.+)"')
 
 
@@ -84,10 +85,10 @@ async def run(folder: Path, pins: Path, python: str, kept: Path | None = None) -
     command = [python, "-m", "shim.datapath.compile", str(folder), str(pins), *([str(kept)] if kept else [])]
     child = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(SECONDS):
             _, raw = await child.communicate()
     except TimeoutError:
-        what = f"the eBPF programs are not compiled within {_SECONDS:.0f} s"
+        what = f"the eBPF programs are not compiled within {SECONDS:.0f} s"
         raise KernelError(what, "see `metashim check`") from None
     finally:
         if child.returncode is None:

@@ -277,6 +277,12 @@ def _pin_names() -> dict[str, str]:
     return {name: f"{name}-{version}" for name in compile.PROGRAMS}
 
 
+def in_use(root: Path) -> bool:
+    """Whether the programs of this version are pinned below a folder: the kernel took them."""
+    names = _pin_names().values()
+    return any(all((folder / name).exists() for name in names) for folder in root.glob("v*"))
+
+
 async def _open_programs(folder: Path, kept: Path | None) -> dict[str, int]:
     paths = {name: folder / pin for name, pin in _pin_names().items()}
     if not all(path.exists() for path in paths.values()):

@@ -26,6 +26,7 @@ from shim.datapath import abi, bpf, nft_ports, nft_rules
 from tests.bpf.frames import segment
 from tests.lab import Lab, Namespace, VethGuest
 from tests.lab.namespace import wait_until
+from tests.lab.proc import descriptors
 from tests.lab.tap import IFF_NO_PI, IFF_TAP, IFREQ, TUNSETIFF
 from tests.netns.conftest import PLENTY
 from tests.netns.hypervisor import BPFFS, Hypervisor, uuid_of
@@ -142,10 +143,6 @@ class Site:
 
 
 KINDS = ("set", "map")
-
-
-def descriptors(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def entries(found: bpf.Map) -> Iterator[tuple[bytes, bytes]]:
@@ -272,7 +269,7 @@ def test_a_storm_of_taps_leaves_nothing(site):
         storm(where)
     await_calm(site, before)
     weighed, pid = site.resident(), site.hypervisor.api.status().pid
-    held = descriptors(pid)
+    held = len(descriptors(pid))
     loops: list[Callable[[], None]] = [lambda where=where: storm(where) for where in site.places]  # type: ignore[misc]
     loops += [lambda where=where: chatter(where) for where in site.places]  # type: ignore[misc]
     with Load({STEADY: site.guests[STEADY]}, pause=0.05) as load:
@@ -288,7 +285,7 @@ def test_a_storm_of_taps_leaves_nothing(site):
     for who, size in site.resident().items():
         assert size - weighed[who] < GROWTH_MB, f"the {who} grew"
     assert site.resident()["agent"] < AGENT_MB
-    assert descriptors(pid) <= held + SPARE
+    assert len(descriptors(pid)) <= held + SPARE
     assert lab.host.links() == {"lo", "br0", "uplink", "taps", "tapw", f"{site.hypervisor.name}0"}
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.lab import Lab, VethGuest, service_frames
 from tests.lab.namespace import wait_until
+from tests.lab.proc import descriptors
 from tests.netns.conftest import PLENTY, on_both
 from tests.netns.hypervisor import BPFFS, Hypervisor, uuid_of
 from tests.netns.talk import V4, await_outcome, outcome
@@ -39,10 +40,6 @@ def rss(pid: int) -> int:
     """Resident memory in KiB."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(next(line for line in text.splitlines() if line.startswith("VmRSS")).split()[1])
-
-
-def fds(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def tables(site: Hypervisor) -> set[str]:
@@ -231,9 +228,9 @@ class TestNoLeaks:
                 site.api.attach("tap1", A)
 
         work(20)
-        before = fds(pid), fds(site.worker), rss(pid)
+        before = len(descriptors(pid)), len(descriptors(site.worker)), rss(pid)
         work(TOGGLES)
-        wait_until(lambda: fds(pid) <= before[0], "the last connections to be closed")
-        assert fds(site.worker) <= before[1] + 1
+        wait_until(lambda: len(descriptors(pid)) <= before[0], "the last connections to be closed")
+        assert len(descriptors(site.worker)) <= before[1] + 1
         assert rss(pid) - before[2] < 2048
         assert outcome(guest, V4) == str(A)

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from shim.check import Finding, findings, private_mounts
 from shim.config import Config, parse
+from shim.datapath.compile import PROGRAMS
 from shim.datapath.ebpf import source_hash
 from shim.settings import Datapath, Host, Proxy
 
@@ -82,7 +83,8 @@ def test_a_verifier_that_refuses_the_programs(tmp_path: Path, datapath: str, lev
 def test_programs_in_use_are_not_tried(tmp_path: Path) -> None:
     pins = tmp_path / "metashim/v1-2-3"
     pins.mkdir(parents=True)
-    (pins / f"from_instance-{source_hash()}").touch()
+    for name in PROGRAMS:
+        (pins / f"{name}-{source_hash()}").touch()
     _, found = check(tmp_path, config=f'[proxy]\nuser = "{USER}"\n[host]\nbpffs = "{tmp_path}"\n')
     assert found["eBPF programs: in use"].level == "ok"
 
