@@ -191,26 +191,27 @@ class Client:
         self._check_empty()
 
     async def _open(self) -> None:
+        connection = Connection(self, tls=self._tls is not None)
         try:
             async with asyncio.timeout(self._connect_seconds):
-                await self._connect()
+                await self._connect(connection)
+        except asyncio.CancelledError:
+            self._connections.discard(connection)  # made just then: uvloop does not say that it is lost
+            raise
         except TimeoutError:
             self._fail_waiting(f"no connection within {self._connect_seconds:g} s")
         except (OSError, UnicodeError) as error:
             self._fail_waiting(f"no connection: {(isinstance(error, OSError) and error.strerror) or error}")
 
-    async def _connect(self) -> None:
+    async def _connect(self, connection: Connection) -> None:
         address = self.address
         if address.path:
-            await self._loop.create_unix_connection(self._connection, address.path)
+            await self._loop.create_unix_connection(lambda: connection, address.path)
         else:
             hostname = address.host if self._tls else None
             await self._loop.create_connection(
-                self._connection, address.host, address.port, ssl=self._tls, server_hostname=hostname
+                lambda: connection, address.host, address.port, ssl=self._tls, server_hostname=hostname
             )
-
-    def _connection(self) -> Connection:
-        return Connection(self, tls=self._tls is not None)
 
     def _fail_waiting(self, why: str) -> None:
         """Each failed attempt ends one call, the one that waits longest."""
